@@ -1,0 +1,302 @@
+"""Every setting of a run, with unit and default: one dataclass per part.
+
+The string under a field is its documentation; `--help` prints it. Lists of choices are checked
+in `validate`. `None` means: derived, or off, as the text says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class MeshConfig:
+    """The 3D mesh of one role; data parallelism fills what is left of the pool."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer's matrices."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Model chunks per stage (interleaved schedule); None is off."""
+    context_parallel_size: int = 1
+    """Ranks that share one sequence; needs TransformerEngine when above 1."""
+    expert_model_parallel_size: int = 1
+    """Ranks that share the experts of one layer."""
+    expert_tensor_parallel_size: int = 1
+    """Tensor parallel size inside one expert."""
+    sequence_parallel: bool = False
+    """Split norm and residual activations over the tensor ranks."""
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Layers of the first stage, where stages are uneven."""
+    num_layers_in_last_pipeline_stage: int | None = None
+    """Layers of the last stage, where stages are uneven."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and its schedule, by Megatron-Core."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: str = "constant"
+    """constant, linear, cosine or inverse-square-root."""
+    lr_warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0."""
+    lr_decay_steps: int | None = None
+    """Optimizer steps until min_lr; None: the whole run."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.95
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Term added to the denominator."""
+    clip_grad: float = 1.0
+    """Largest global L2 norm of the gradient; 0 is off."""
+    use_distributed_optimizer: bool = False
+    """Shard optimizer states over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass goes on."""
+
+
+@dataclass
+class ModelConfig:
+    """How a role's Megatron model is built."""
+
+    path: str = ""
+    """Hugging Face folder (config.json, safetensors, tokenizer); empty: the actor's."""
+    dtype: str = "float32"
+    """float32, or bfloat16 with fp32 main weights and fp32 gradients."""
+    recompute_granularity: str | None = None
+    """None, selective (attention only) or full (whole layers)."""
+    fresh: bool = False
+    """Start from new random weights (seeded by tensor name) instead of the folder's."""
+
+
+@dataclass
+class TrainedRoleConfig:
+    """A role that is trained: model, mesh, optimizer."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Its mesh."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Its optimizer."""
+
+
+@dataclass
+class FrozenRoleConfig:
+    """A role that only scores: model and mesh."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    mesh: MeshConfig | None = None
+    """Its mesh; None: the actor's."""
+
+
+@dataclass
+class RolloutConfig:
+    """The rollout engine; names are vLLM's own."""
+
+    engine: str = "vllm"
+    """vllm, transformers (slow, for machines without vLLM) or scripted (tests)."""
+    tensor_parallel_size: int = 1
+    """Ranks per replica; a pool holds pool size / this many replicas."""
+    dtype: str | None = None
+    """Type of the rollout weights; None: the actor's."""
+    temperature: float = 1.0
+    """Sampling temperature of training rollouts; log-probs are taken after it."""
+    top_p: float = 1.0
+    """Nucleus size; below 1 the mismatch limits must be off."""
+    top_k: int = -1
+    """Largest number of candidates; -1 is all, and training wants all."""
+    kv_cache_megabytes: int = 256
+    """Memory of the key/value cache per rank on CPU."""
+    gpu_memory_utilization: float = 0.5
+    """Share of GPU memory that vLLM may take."""
+    max_num_seqs: int = 256
+    """Sequences decoded at the same time, per replica."""
+    max_num_batched_tokens: int = 8192
+    """Tokens per engine step, per replica."""
+    enforce_eager: bool = True
+    """No CUDA graphs, no compilation."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Passed to vllm.LLM as they are."""
+
+
+@dataclass
+class DataConfig:
+    """Prompts."""
+
+    train_path: str = ""
+    """jsonl or parquet file with training prompts."""
+    eval_path: str = ""
+    """jsonl or parquet file with held-out prompts; empty: no evaluation."""
+    prompt_column: str = "prompt"
+    """Column with the prompt: text, or a list of chat messages."""
+    label_column: str = "label"
+    """Column with the reference answer (dotted paths reach into objects)."""
+    source_column: str = "source"
+    """Column with the data source's name."""
+    max_prompt_length: int = 512
+    """Tokens; longer prompts are dropped and counted."""
+    max_response_length: int = 512
+    """Tokens generated at most."""
+    rollout_batch_size: int = 64
+    """Prompts per step."""
+    n_samples_per_prompt: int = 1
+    """Samples per prompt (the group of group-relative estimators)."""
+    eval_size: int = 200
+    """Held-out prompts per evaluation, from the start of eval_path."""
+
+
+@dataclass
+class KLControlConfig:
+    """The controller of the KL penalty in the reward."""
+
+    type: str = "fixed"
+    """fixed or adaptive."""
+    target_kl: float = 0.1
+    """Nats per response token that the adaptive controller aims at."""
+    horizon: int = 10000
+    """Samples over which the adaptive controller corrects."""
+
+
+@dataclass
+class AlgorithmConfig:
+    """Advantages, losses and the optimizer's batches."""
+
+    adv_estimator: str = "gae"
+    """gae (PPO, with a critic), grpo, grpo_no_std, rloo."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 1.0
+    """GAE's lambda."""
+    whiten_advantages: bool = True
+    """Zero mean and unit variance over the tokens of the step (gae only)."""
+    kl_coef: float = 0.0
+    """KL penalty per token, subtracted from the reward (starting value when adaptive)."""
+    kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
+    """Its controller."""
+    use_kl_loss: bool = False
+    """Add the KL to the reference to the loss."""
+    kl_loss_coef: float = 0.001
+    """Its weight."""
+    kl_loss_type: str = "k3"
+    """k1, k2, k3 or abs (kl, mse, low_var_kl)."""
+    clip_ratio: float = 0.2
+    """Half-width of the policy clip."""
+    clip_ratio_low: float | None = None
+    """Lower half-width; None: clip_ratio."""
+    clip_ratio_high: float | None = None
+    """Upper half-width; None: clip_ratio."""
+    clip_ratio_c: float | None = None
+    """Dual clip, above 1; None is off."""
+    value_clip: float | None = 0.2
+    """Half-width of the value clip; None is off."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    loss_agg_mode: str = "token-mean"
+    """token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm."""
+    ppo_epochs: int = 1
+    """Passes over a step's samples."""
+    global_batch_size: int = 64
+    """Samples per optimizer step; divides rollout_batch_size x n_samples_per_prompt."""
+    micro_batch_size: int = 8
+    """Samples per forward pass and data-parallel rank."""
+    use_dynamic_batch_size: bool = False
+    """Fill micro-batches up to max_tokens_per_gpu instead of micro_batch_size."""
+    max_tokens_per_gpu: int = 4096
+    """Padded tokens of one micro-batch, where use_dynamic_batch_size is set."""
+    critic_warmup: int = 0
+    """Steps in which only the critic is trained."""
+
+
+@dataclass
+class RewardConfig:
+    """The task's verifier."""
+
+    function: str = "exact_match"
+    """A built-in name, path/to/file.py:function, or an entry point of group megarl.rewards."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function's factory."""
+
+
+@dataclass
+class WeightSyncConfig:
+    """The reshard from actor to rollout."""
+
+    bucket_megabytes: int = 64
+    """Size of one wire buffer."""
+    verify_interval: int = 1
+    """Syncs between two checks of every region's digest; 0 is never."""
+    canary: bool = True
+    """Compare a fixed prompt's log-probs on both engines after each sync."""
+
+
+@dataclass
+class ObserveConfig:
+    """What is written where."""
+
+    use_tensorboard: bool = True
+    """Write TensorBoard files."""
+    logprob_diff_mean_limit: float = 0.2
+    """Stop when train/rollout log-probs differ by more on average (nats); 0 is off."""
+    logprob_diff_p99_limit: float = 2.0
+    """Stop when their 99th percentile differs by more (nats); 0 is off."""
+    progress: bool = True
+    """Progress bar in a terminal, plain lines elsewhere."""
+
+
+@dataclass
+class RunConfig:
+    """The run itself."""
+
+    dir: str = "runs/default"
+    """Run folder: logs, metrics, resolved settings, exported model."""
+    steps: int = 100
+    """Training steps in all."""
+    seed: int = 0
+    """Seed of everything."""
+    eval_interval: int = 0
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    timeout_s: float = 600.0
+    """Longest wait in a collective, seconds."""
+    stall_timeout_s: float = 60.0
+    """Seconds a rank may wait at a verb before the laggards are named."""
+    export: bool = True
+    """Write the trained actor as a Hugging Face folder at the end."""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run itself."""
+    resources: dict[str, list[int]] = field(default_factory=dict)
+    """Ranks per role (actor_gpus, critic_gpus, reference_gpus, rollout_gpus); empty: one pool."""
+    actor: TrainedRoleConfig = field(default_factory=TrainedRoleConfig)
+    """The policy."""
+    critic: TrainedRoleConfig = field(default_factory=TrainedRoleConfig)
+    """The value model; built only for estimators that need it."""
+    reference: FrozenRoleConfig = field(default_factory=FrozenRoleConfig)
+    """The frozen policy; built only where a KL term needs it."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Generation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Prompts."""
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    """Advantages and losses."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The verifier."""
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    """Actor to rollout."""
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    """Logs, limits, progress."""

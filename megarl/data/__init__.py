@@ -1,0 +1,1 @@
+"""Prompts: read, ordered, balanced over ranks; seeds of samples; demo tasks."""

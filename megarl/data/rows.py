@@ -1,0 +1,86 @@
+"""Rows of jsonl and parquet files, with the place each came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megarl.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+
+MISSING = object()
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) for each row of the file; place reads "file, line 3" and goes into messages.
+
+    DataError for a file that is not there, of another format, or with an unreadable row.
+    """
+    if not path.is_file():
+        raise DataError(f"data set {path} is not a file: check the path (a .jsonl or .parquet)")
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    raise DataError(f"data set {path} is of an unknown format: give a .jsonl or a .parquet file")
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    # Bytes: a line that is not UTF-8 is then one bad line, with its number, and U+2028 is no break.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataError(f"{path}, line {number}: not a JSON object: {error}") from error
+            if not isinstance(row, dict):
+                kind = type(row).__name__
+                raise DataError(
+                    f"{path}, line {number}: a {kind} instead of a JSON object with the columns"
+                )
+            yield f"{path}, line {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(f"reading {path} needs pyarrow: pip install pyarrow") from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}, after row {number}: not readable as parquet: {error}") from error
+
+
+def lookup(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a dotted path into nested columns; MISSING if there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return MISSING
+        value = value[key]
+    return value
+
+
+def column_names(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row, nested ones as dotted paths."""
+    names = []
+    for key, value in row.items():
+        if isinstance(value, Mapping) and value:
+            names += [f"{key}.{name}" for name in column_names(value)]
+        else:
+            names.append(key)
+    return names

@@ -1,0 +1,45 @@
+"""The vocabulary of a family's table: a rule per local parameter, dims by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["vocab", "qkv", "gate_up", "row", "replicated"]
+"""How tensor parallelism splits: vocab rows; query groups; gate above up; columns; not at all."""
+Place = Literal["first", "layer", "last"]
+"""Where pipeline parallelism puts it: embedding stage, the layer's stage, head stage."""
+Dim = Literal["vocab", "hidden", "ffn", "q", "kv", "head", "one"]
+"""q: query heads x head_dim rows; kv: KV heads x head_dim; head: head_dim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One local parameter and the Hugging Face tensors stacked in it; {n} is the layer number."""
+
+    kind: Kind
+    place: Place
+    hf: tuple[str, ...]
+    """Hugging Face names, in the order in which they are stacked."""
+    dims: tuple[tuple[Dim, ...], ...]
+    """Dims of each Hugging Face tensor."""
+    megatron: str
+    """Name in Megatron's local layer spec."""
+    vllm: str
+    te: str = ""
+    """Name in Megatron's TransformerEngine spec, where it differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model family: how to recognize it, its configuration's defaults, its rules."""
+
+    name: str
+    """Its `model_type` in config.json."""
+    architectures: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    """In the order of the forward pass; `lm_head.weight` is dropped where it is tied."""
+    default_kv_heads: int | None = None
+    """Where config.json is silent; None: as many as query heads."""
+    default_head_dim: int | None = None
+    """Where config.json is silent; None: hidden size / query heads."""

@@ -1,0 +1,107 @@
+"""Hugging Face config -> Megatron-Core TransformerConfig, for the dense decoder families."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from megarl.errors import ConfigError, DataError
+from megarl.layout.rules import ModelShape
+from megarl.mesh.layout import MeshLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def read_hf_config(folder: str | Path, key: str = "model.path") -> dict[str, Any]:
+    """config.json of a Hugging Face folder.
+
+    Raises DataError, naming `key` and the file, where it is missing or is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{key}: there is no {path}; give a Hugging Face model folder") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{key}: {path} is not JSON: {error}") from None
+
+
+def torch_dtype(name: str, key: str = "model.dtype") -> torch.dtype:
+    """The torch type of a setting; raises ConfigError with the known names."""
+    if name not in DTYPES:
+        raise ConfigError(f"{key} is {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _leave(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def transformer_config(
+    hf: Mapping[str, Any],
+    shape: ModelShape,
+    layout: MeshLayout,
+    dtype: torch.dtype,
+    recompute_granularity: str | None = None,
+) -> TransformerConfig:
+    """What Megatron-Core builds a layer stack of `shape` from, on one role's mesh.
+
+    Weights are loaded afterwards, so nothing is initialised; dropout is 0. Raises ConfigError
+    for an activation that is not SiLU.
+    """
+    if hf.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ConfigError(f"hidden_act is {hf['hidden_act']!r}; only silu is known")
+    interleaved = layout.vpp > 1
+    recompute: dict[str, Any] = {}
+    if recompute_granularity == "full":
+        recompute = {"recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=float(hf.get("rms_norm_eps", 1e-6)),
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if interleaved else None,
+        context_parallel_size=layout.cp,
+        sequence_parallel=layout.sequence_parallel and layout.tp > 1,
+        num_layers_in_first_pipeline_stage=layout.first_stage_layers,
+        num_layers_in_last_pipeline_stage=layout.last_stage_layers,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # Initialisation marks which parameters are tensor-parallel; the values are loaded later.
+        perform_initialization=True,
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+        variable_seq_lengths=layout.pp > 1,
+        moe_token_dispatcher_type="alltoall",
+        # Batched p2p between the same two peers cross-matches under the interleaved schedule.
+        batch_p2p_comm=not interleaved,
+        overlap_p2p_comm=interleaved,
+        recompute_granularity=recompute_granularity,
+        **recompute,
+    )

@@ -1,0 +1,1 @@
+"""What a person sees of a run: metrics, progress, timings, logs, and the report at its end."""

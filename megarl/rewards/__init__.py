@@ -1,0 +1,1 @@
+"""Rewards: the protocol, the built-in verifiers, and loading a user's own."""

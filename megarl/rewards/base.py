@@ -1,0 +1,69 @@
+"""What a reward is, and the guard around calling one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from megarl.errors import RunError
+from megarl.types import Prompt, Rollout
+
+
+class RewardFunction(Protocol):
+    """Scores a batch of responses.
+
+    Called with as many prompts as responses, on one rank of each replica, for some of a step's
+    rows: a score must depend on its own prompt and response only. It may be slow or call a
+    service; it must not use torch.distributed. Any function of this form will do.
+    """
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        """One finite score per response, in order."""
+
+
+def score(reward: RewardFunction, name: str, rollouts: Sequence[Rollout]) -> list[float]:
+    """The reward of each rollout, in order.
+
+    RunError, naming the reward called `name` and the sample where one is to blame, if the function
+    raises, returns another number of scores, or a score that is not a finite number.
+    """
+    if not rollouts:
+        return []
+    prompts = [rollout.request.prompt for rollout in rollouts]
+    try:
+        scores = list(reward(prompts, [rollout.text for rollout in rollouts]))
+    except Exception as error:  # Whatever a user's function raises ends here, with its name.
+        raise RunError(
+            f"reward {name} raised {type(error).__name__} on {_span(rollouts)}: {error}"
+        ) from error
+    if len(scores) != len(rollouts):
+        raise RunError(
+            f"reward {name} returned {len(scores)} scores for {len(rollouts)} responses "
+            f"({_span(rollouts)}): it must return one per response"
+        )
+    return [_finite(value, name, rollout) for value, rollout in zip(scores, rollouts, strict=True)]
+
+
+def _finite(value: object, name: str, rollout: Rollout) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    request = rollout.request
+    raise RunError(
+        f"reward {name} gave {value!r} for row {request.row} (prompt_id "
+        f"{request.prompt.prompt_id}, source {request.prompt.source!r}): a reward must be a finite "
+        f"number. The response was {rollout.text[:80]!r}"
+    )
+
+
+def _span(rollouts: Sequence[Rollout]) -> str:
+    first = rollouts[0].request
+    sources = ", ".join(sorted({rollout.request.prompt.source for rollout in rollouts}))
+    return (
+        f"rows {first.row} to {rollouts[-1].request.row} "
+        f"(first prompt_id {first.prompt.prompt_id}, sources {sources})"
+    )

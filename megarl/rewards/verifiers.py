@@ -1,0 +1,144 @@
+"""Built-in rewards that compare a response with the prompt's label or task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from megarl.errors import ConfigError, DataError
+from megarl.rewards.numbers import numbers_in, only_number
+from megarl.types import Prompt
+
+Prompts = Sequence[Prompt]
+Responses = Sequence[str]
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """1 if the response is the label, blanks around both aside; else 0."""
+
+    case_sensitive: bool = True
+
+    def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
+        """One score per response."""
+        return [
+            float(self._normal(response) == self._normal(prompt.label))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def _normal(self, text: str) -> str:
+        return text.strip() if self.case_sensitive else text.strip().casefold()
+
+
+@dataclass(frozen=True)
+class NumericMatch:
+    """1 if the last number in the response is the last number in the label; else 0.
+
+    The last one, because a model that reasons states its answer at the end; it reads GSM8K's
+    labels ("... #### 72") as they are.
+    """
+
+    tolerance: float = 0.0
+    """Greatest absolute difference that still counts as equal."""
+
+    def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
+        """One score per response; DataError for a label without a number."""
+        tolerance = Decimal(str(self.tolerance))
+        scores = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            found, right = numbers_in(response)[-1:], _label_number(prompt)
+            scores.append(float(bool(found) and abs(found[0] - right) <= tolerance))
+        return scores
+
+
+@dataclass(frozen=True)
+class NumberAnswer:
+    """1 if the response is the right number and nothing else, `partial` if it contains it, else 0.
+
+    For chat models that talk around the answer: the part shows that the number was known, and
+    training then removes the talk.
+    """
+
+    partial: float = 0.2
+
+    def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
+        """One score per response; DataError for a label without a number."""
+        return [
+            self._score(_label_number(prompt), response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def _score(self, right: Decimal, response: str) -> float:
+        if only_number(response) == right:
+            return 1.0
+        return self.partial if right in numbers_in(response) else 0.0
+
+
+def _label_number(prompt: Prompt) -> Decimal:
+    found = numbers_in(prompt.label)
+    if not found:
+        raise DataError(
+            f"prompt_id {prompt.prompt_id} (source {prompt.source!r}) has label {prompt.label!r}, "
+            "which holds no number: use exact_match, or another label column"
+        )
+    return found[-1]
+
+
+@dataclass(frozen=True)
+class ReasoningGym:
+    """The score, 0 to 1, that reasoning-gym's own verifier of the task gives.
+
+    Needs the task's entry in the data's column `entry`, as `megarl.data.tasks.write_task` writes.
+    """
+
+    _scorers: dict[str, Callable[[str, dict[str, Any]], float]] = field(
+        default_factory=dict, init=False
+    )
+
+    def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
+        """One score per response; DataError for a prompt without an entry."""
+        return [
+            self._score(prompt, response.strip())
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def _score(self, prompt: Prompt, answer: str) -> float:
+        entry = prompt.extra.get("entry")
+        try:
+            task = entry["metadata"]["source_dataset"]  # type: ignore[index]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"prompt_id {prompt.prompt_id} (source {prompt.source!r}) has no reasoning-gym "
+                "entry: the data needs a column `entry` with question, answer and metadata"
+            ) from error
+        if task not in self._scorers:
+            self._scorers[task] = _reasoning_gym_scorer(task)
+        return float(self._scorers[task](answer, entry))  # type: ignore[arg-type]
+
+
+def _reasoning_gym_scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ConfigError(
+            "reward reasoning_gym needs reasoning-gym: pip install reasoning-gym"
+        ) from error
+    try:
+        # Scorers look at the entry, not at the settings that made it: the defaults will do.
+        scorer: Callable[[str, dict[str, Any]], float] = reasoning_gym.create_dataset(
+            task, size=1, seed=0
+        ).score_answer
+    except ValueError as error:
+        raise DataError(f"reasoning-gym has no task {task!r}: {error}") from error
+    return scorer
+
+
+BUILT_IN: dict[str, Callable[..., Any]] = {
+    "exact_match": ExactMatch,
+    "numeric_match": NumericMatch,
+    "number_answer": NumberAnswer,
+    "reasoning_gym": ReasoningGym,
+}
+"""Name in the config -> its maker, which takes the reward's options."""

@@ -1,0 +1,1 @@
+"""Rollout engines behind one protocol: in-process vLLM, transformers, scripted."""

@@ -1,0 +1,79 @@
+"""The contract of a rollout engine, and `generate`, the batch helper on top of it.
+
+Who calls what: the rollout role owns one engine per rank. The ranks of a replica hold one model
+together; its lead admits requests and the others follow, so `submit` counts on the lead only,
+while `step` is collective over the replica: every rank calls it, the same number of times. Rollouts
+come out of `poll` on every rank of the replica. Weights are written in place into `parameters()`
+between two generations, and are used after `commit`, never half-written ones: `submit` raises
+while a write is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from megarl.types import Rollout, RolloutRequest, SamplingSpec
+
+
+class RolloutEngine(Protocol):
+    """One replica's engine on one rank."""
+
+    weight_version: int
+    """Version of the weights in use; it rides on every rollout."""
+
+    def submit(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
+    ) -> None:
+        """Admit requests (lead only; ignored elsewhere).
+
+        `more` False promises that nothing is submitted or aborted before all are finished, which
+        spares an exchange per step. Raises RunError, naming the sample, for a prompt the engine
+        refuses, and while a weight write is open.
+        """
+        ...
+
+    def step(self) -> bool:
+        """Advance by one engine step (collective over the replica); False when nothing is left."""
+        ...
+
+    def poll(self) -> list[Rollout]:
+        """Rollouts that finished since the last poll, in order of their rows."""
+        ...
+
+    def abort(self, rows: Sequence[int] | None = None) -> None:
+        """Drop unfinished requests (all, or those rows; lead only); they never come out."""
+        ...
+
+    def begin_load(self) -> Mapping[str, Tensor]:
+        """Open a weight write: the live parameters by vLLM's names, to be written in place.
+
+        Raises RunError while requests are in flight.
+        """
+        ...
+
+    def commit(self, version: int) -> None:
+        """Close the write: re-process what the engine packs, drop every cached prefix."""
+        ...
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token after the first, temperature 1 (collective)."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine; nothing may be called after."""
+        ...
+
+
+def generate(
+    engine: RolloutEngine, requests: Sequence[RolloutRequest], sampling: SamplingSpec
+) -> list[Rollout]:
+    """Finish a batch: submit, step until nothing is left, and return rollouts in order of rows."""
+    engine.submit(requests, sampling)
+    finished: list[Rollout] = []
+    while engine.step():
+        finished += engine.poll()
+    finished += engine.poll()
+    return sorted(finished, key=lambda rollout: rollout.request.row)

@@ -1,0 +1,277 @@
+"""vLLM in the trainer's own processes, by its external launcher."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megarl.errors import RunError
+from megarl.runtime.device import on_cuda
+from megarl.types import Rollout, RolloutRequest, SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What a replica is built with; names are vLLM's."""
+
+    model: str
+    """Hugging Face folder: its config decides the architecture; weights come by sync."""
+    tensor_parallel_size: int
+    dtype: str
+    max_model_len: int
+    """Tokens, prompt and response together."""
+    kv_cache_bytes: int
+    """Key/value cache of this rank, on CPU."""
+    gpu_memory_utilization: float = 0.5
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    enforce_eager: bool = True
+    seed: int = 0
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class VllmEngine:
+    """One rank of one vLLM replica; see `RolloutEngine` for the contract."""
+
+    def __init__(self, settings: VllmSettings, decode: Any) -> None:
+        _prepare_process()
+        from vllm import LLM
+
+        cpu_args = {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
+        torch_rng = torch.get_rng_state()
+        self._llm = LLM(
+            model=settings.model,
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            dtype=settings.dtype,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            distributed_executor_backend="external_launcher",
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=max(settings.max_num_batched_tokens, settings.max_model_len),
+            enforce_eager=settings.enforce_eager,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            seed=settings.seed,
+            **cpu_args,
+            **settings.engine_args,
+        )
+        torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
+        self._engine = self._llm.llm_engine
+        self._model = self._engine.model_executor.driver_worker.worker.model_runner.model
+        self._decode = decode
+        self.weight_version = -1
+        self._writing = False
+        self._inbox: list[tuple[str, Any]] = []
+        self._open_inbox = False
+        self._running: dict[str, RolloutRequest] = {}
+        self._finished: list[Rollout] = []
+        self._group = _replica_group()
+        self._is_lead = dist.get_rank(self._group.cpu_group) == 0
+
+    def submit(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
+    ) -> None:
+        """See RolloutEngine."""
+        if self._writing or self.weight_version < 0:
+            raise RunError("rollout: generation was asked for before the weight sync committed")
+        self._open_inbox = True
+        if self._is_lead:
+            self._inbox.append(("submit", (tuple(requests), sampling, more)))
+
+    def abort(self, rows: Sequence[int] | None = None) -> None:
+        """See RolloutEngine."""
+        if self._is_lead:
+            self._inbox.append(("abort", None if rows is None else tuple(rows)))
+
+    def step(self) -> bool:
+        """See RolloutEngine."""
+        if self._open_inbox:
+            self._read_inbox()
+        if not self._engine.has_unfinished_requests():
+            self._open_inbox = False
+            return False
+        for output in self._engine.step():
+            if output.finished:
+                self._finish(output)
+        return True
+
+    def poll(self) -> list[Rollout]:
+        """See RolloutEngine."""
+        done, self._finished = self._finished, []
+        return sorted(done, key=lambda rollout: rollout.request.row)
+
+    def begin_load(self) -> Mapping[str, Tensor]:
+        """See RolloutEngine."""
+        if self._engine.has_unfinished_requests():
+            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
+        self._writing = True
+        return {name: parameter.data for name, parameter in self._model.named_parameters()}
+
+    def commit(self, version: int) -> None:
+        """See RolloutEngine."""
+        if not on_cuda():
+            _repack_linear_layers(self._model)
+        self.reset_prefix_cache()
+        self._writing = False
+        self.weight_version = version
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of earlier weights."""
+        if not self._llm.reset_prefix_cache():
+            raise RunError("rollout: vLLM did not reset its prefix cache; requests are in flight")
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """See RolloutEngine."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        prompt = {"prompt_token_ids": list(token_ids)}
+        output = self._llm.generate([prompt], params, use_tqdm=False)[0]
+        rows = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [float(row[token].logprob) for token, row in rows]
+
+    def close(self) -> None:
+        """See RolloutEngine; vLLM also destroys the default process group."""
+        self._engine.model_executor.shutdown()
+
+    def _read_inbox(self) -> None:
+        """The lead's mail of this step, on every rank of the replica."""
+        box = [self._inbox if self._is_lead else None]
+        if self._group.world_size > 1:
+            lead = dist.get_global_rank(self._group.cpu_group, 0)
+            dist.broadcast_object_list(box, src=lead, group=self._group.cpu_group)
+        mail, self._inbox = box[0] or [], []
+        for kind, content in mail:
+            if kind == "abort":
+                self._abort(content)
+            else:
+                requests, sampling, more = content
+                self._admit(requests, sampling)
+                self._open_inbox = more
+
+    def _admit(self, requests: Sequence[RolloutRequest], sampling: SamplingSpec) -> None:
+        for request in requests:
+            name = str(request.row)
+            try:
+                self._engine.add_request(
+                    name,
+                    {"prompt_token_ids": list(request.prompt.token_ids)},
+                    _sampling_params(sampling, request.seed),
+                )
+            except ValueError as error:
+                raise RunError(
+                    f"rollout: vLLM refuses sample {request.row} (prompt "
+                    f"{request.prompt.prompt_id}, {len(request.prompt.token_ids)} tokens): {error}"
+                ) from error
+            self._running[name] = request
+
+    def _abort(self, rows: tuple[int, ...] | None) -> None:
+        names = list(self._running) if rows is None else [str(row) for row in rows]
+        self._engine.abort_request([name for name in names if name in self._running])
+        for name in names:
+            self._running.pop(name, None)
+
+    def _finish(self, output: Any) -> None:
+        request = self._running.pop(output.request_id)
+        best = output.outputs[0]
+        tokens = tuple(best.token_ids)
+        rows = zip(tokens, best.logprobs, strict=True)
+        self._finished.append(
+            Rollout(
+                request=request,
+                response_ids=tokens,
+                logprobs=tuple(float(row[token].logprob) for token, row in rows),
+                text=self._decode(tokens),
+                finish_reason="stop" if best.finish_reason == "stop" else "length",
+                weight_version=self.weight_version,
+            )
+        )
+
+
+def _sampling_params(sampling: SamplingSpec, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_response_length,
+        stop_token_ids=list(sampling.stop_token_ids),
+        seed=seed if sampling.temperature > 0 else None,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _replica_group() -> Any:
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group()
+
+
+def _prepare_process() -> None:
+    """Settings vLLM reads from the environment, and its two CPU habits we need otherwise."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if on_cuda():
+        return
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _keep_packed_weights()
+    _unique_shared_memory_names()
+
+
+def _keep_packed_weights() -> None:
+    """vLLM packs linear weights for oneDNN and drops the parameter: keep it, to write into it."""
+    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
+
+    if isinstance(utils.dispatch_cpu_unquantized_gemm, partial):
+        return
+    original = utils.dispatch_cpu_unquantized_gemm
+
+    def keep(layer: torch.nn.Module, remove_weight: bool = False) -> None:
+        original(layer, remove_weight=False)
+
+    keeping = partial(keep)
+    for module in (utils, linear, vocab_parallel_embedding):
+        if hasattr(module, "dispatch_cpu_unquantized_gemm"):
+            module.dispatch_cpu_unquantized_gemm = keeping
+
+
+def _unique_shared_memory_names() -> None:
+    """vLLM names its shared memory after the init method: make that this run's own.
+
+    The name is agreed by the pool, since all ranks of a replica open the same segment.
+    """
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    box = [uuid.uuid4().hex]
+    dist.broadcast_object_list(box, src=0)
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+
+    def distributed_args(self: Any) -> tuple[str, int, int]:
+        return f"env://?megarl={box[0]}", rank, local_rank
+
+    ExecutorWithExternalLauncher._distributed_args = distributed_args
+
+
+def _repack_linear_layers(model: torch.nn.Module) -> None:
+    """Have vLLM pack again what it packed when it was built."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for module in model.modules():
+        if hasattr(module, "cpu_linear"):
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

@@ -1,0 +1,134 @@
+"""What travels between the parts: prompts, rollouts, and the rows of a training batch.
+
+Shape legend: N rows of the whole step, n rows owned by one rank, S tokens of a padded sequence
+(prompt then response, right-padded), R response tokens (right-padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of the data set, tokenized."""
+
+    prompt_id: int
+    """Row in the data set: stable over epochs and layouts."""
+    token_ids: tuple[int, ...]
+    text: str
+    """What the model reads, after the chat template."""
+    label: str
+    """The reference answer; empty where the data set has none."""
+    source: str
+    """Name of the data source, for per-source metrics."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What a verifier needs besides the label (a reasoning-gym entry, say)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How one batch of rollouts is sampled."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    max_response_length: int = 16
+    """Tokens, at most."""
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One sample to be generated."""
+
+    row: int
+    """Global row id within the step."""
+    group: int
+    """The prompt's position within the step: samples of one prompt share it."""
+    prompt: Prompt
+    seed: int
+    """63-bit seed of this sample alone: a hash of run seed, step, prompt id, sample index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One generated sample."""
+
+    request: RolloutRequest
+    response_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each response token, after temperature."""
+    text: str
+    """The decoded response, special tokens dropped."""
+    finish_reason: str
+    """"stop" (ended by itself) or "length" (cut off)."""
+    weight_version: int
+    """The sync that delivered the weights that made this sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """Per-row scalars of a step, equal on all ranks; [N] each, in row order."""
+
+    group: Tensor
+    """int32."""
+    prompt_length: Tensor
+    """int32, tokens."""
+    response_length: Tensor
+    """int32, tokens."""
+    reward: Tensor
+    """float32, the task's score of the whole response."""
+    finished: Tensor
+    """bool: the response ended by itself."""
+    weight_version: Tensor
+    """int32."""
+    source: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.group.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """Token tensors of the rows that one owner holds; response column j is response token j."""
+
+    rows: Tensor
+    """int64 [n], global row ids, ascending."""
+    tokens: Tensor
+    """int64 [n, S], prompt then response, right-padded with 0."""
+    prompt_length: Tensor
+    """int64 [n]."""
+    response_length: Tensor
+    """int64 [n]."""
+    reward: Tensor
+    """float32 [n]."""
+    group: Tensor
+    """int64 [n]."""
+    rollout_logprobs: Tensor
+    """float32 [n, R], the engine's own."""
+    old_logprobs: Tensor | None = None
+    """float32 [n, R], the actor's before the first update."""
+    ref_logprobs: Tensor | None = None
+    """float32 [n, R], the reference's."""
+    values: Tensor | None = None
+    """float32 [n, R], the critic's before the first update."""
+    advantages: Tensor | None = None
+    """float32 [n, R]."""
+    returns: Tensor | None = None
+    """float32 [n, R], targets of the critic."""
+
+    @property
+    def response_mask(self) -> Tensor:
+        """bool [n, R]: True on response tokens."""
+        columns = torch.arange(self.rollout_logprobs.shape[1])
+        return columns[None, :] < self.response_length[:, None]
+
+    def __len__(self) -> int:
+        return self.rows.numel()

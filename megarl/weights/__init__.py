@@ -1,0 +1,1 @@
+"""Hugging Face safetensors to and from Megatron shards, box by box."""

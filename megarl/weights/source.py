@@ -1,0 +1,138 @@
+"""Where weights come from: a safetensors folder, or a generator keyed by tensor name.
+
+Both answer one question: the values of one box of one Hugging Face tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from megarl.errors import DataError
+from megarl.layout import Box
+
+FRESH_BLOCK_ROWS = 256
+"""Rows that share one generator: a rank makes only the blocks its boxes touch."""
+
+
+class WeightSource(Protocol):
+    """Values of Hugging Face tensors, box by box."""
+
+    def read(self, tensor: str, box: Box) -> Tensor:
+        """The values of `box` of `tensor`, in the source's own dtype."""
+        ...
+
+
+class SafetensorsFolder:
+    """A Hugging Face folder with one or many safetensors files."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file_of = _index(self.folder)
+        self._open: dict[str, safe_open] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the tensors."""
+        return set(self._file_of)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise DataError unless every expected tensor is there with its shape."""
+        missing = sorted(set(expected) - self.names)
+        if missing:
+            raise DataError(
+                f"{self.folder}: {len(missing)} tensors are missing, such as {missing[0]}; "
+                "config.json and the weights do not belong together"
+            )
+        for name, shape in expected.items():
+            found = tuple(self._slice(name).get_shape())
+            if found != shape:
+                raise DataError(
+                    f"{self.folder / self._file_of[name]}: {name} has shape {list(found)}, "
+                    f"config.json asks for {list(shape)}"
+                )
+
+    def read(self, tensor: str, box: Box) -> Tensor:
+        """The values of `box` of `tensor`, read from its file and nothing else."""
+        piece = self._slice(tensor)
+        return piece[tuple(slice(lo, hi) for lo, hi in zip(box.lo, box.hi, strict=True))]
+
+    def _slice(self, tensor: str) -> object:
+        if tensor not in self._file_of:
+            raise DataError(f"{self.folder}: there is no tensor {tensor}")
+        name = self._file_of[tensor]
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(str(self.folder / name), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise DataError(
+                    f"{self.folder / name}: missing or truncated ({error}); copy it again"
+                ) from None
+        return self._open[name].get_slice(tensor)
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name; raises DataError where there are no readable weights."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        for name in sorted(set(weight_map.values())):
+            if not (folder / name).exists():
+                raise DataError(f"{folder}: {name} is missing, though {index.name} lists it")
+        return weight_map
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: there are no safetensors files")
+    found: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                found.update(dict.fromkeys(opened.keys(), file.name))
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{file}: truncated or not safetensors ({error})") from None
+    return found
+
+
+class FreshWeights:
+    """New weights: normal(0, 0.02), projections back to the residual scaled by 1/sqrt(2 layers).
+
+    Norm weights are 1, biases 0, scalar heads 0. A value depends on seed, name, row and column
+    alone, so that every layout starts from the same model.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], num_layers: int, seed: int, std: float = 0.02
+    ) -> None:
+        self._shapes = shapes
+        self._seed = seed
+        self._std = std
+        self._residual_std = std / math.sqrt(2 * num_layers)
+
+    def read(self, tensor: str, box: Box) -> Tensor:
+        """fp32 values of `box` of `tensor`."""
+        shape = self._shapes[tensor]
+        if tensor.endswith("bias") or tensor.startswith("score."):
+            return torch.zeros(box.shape)
+        if len(shape) == 1:
+            return torch.ones(box.shape)
+        residual = tensor.endswith(("o_proj.weight", "down_proj.weight"))
+        std = self._residual_std if residual else self._std
+        first, last = box.lo[0] // FRESH_BLOCK_ROWS, -(-box.hi[0] // FRESH_BLOCK_ROWS)
+        blocks = [self._block(tensor, index, shape) for index in range(first, last)]
+        rows = torch.cat(blocks) * std
+        offset = first * FRESH_BLOCK_ROWS
+        rest = tuple(slice(lo, hi) for lo, hi in zip(box.lo[1:], box.hi[1:], strict=True))
+        return rows[(slice(box.lo[0] - offset, box.hi[0] - offset), *rest)]
+
+    def _block(self, tensor: str, index: int, shape: tuple[int, ...]) -> Tensor:
+        key = hashlib.blake2b(f"{self._seed}/{tensor}/{index}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+        return torch.randn(FRESH_BLOCK_ROWS, *shape[1:], generator=generator)

@@ -1,0 +1,204 @@
+// Pack, unpack, copy and digest of strided regions on the CPU.
+#include <cstring>
+#include <new>
+
+#include "cursor.h"
+#include "parallel.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MEGARL_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define MEGARL_CLONES
+#endif
+
+namespace megarl {
+namespace {
+
+using CopyRun = void (*)(const char*, int64_t, char*, int64_t, int64_t);
+using DigestRun = uint64_t (*)(const char*, int64_t, int64_t, uint64_t);
+
+template <class T>
+void move_run(const char* from, int64_t from_stride, char* to, int64_t to_stride, int64_t n) {
+  if (from_stride == 1 && to_stride == 1) {
+    if (from != to) std::memcpy(to, from, n * sizeof(T));
+    return;
+  }
+  const T* x = reinterpret_cast<const T*>(from);
+  T* y = reinterpret_cast<T*>(to);
+  for (int64_t i = 0; i < n; ++i) y[i * to_stride] = x[i * from_stride];
+}
+
+MEGARL_CLONES void narrow(const uint32_t* x, uint16_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = bf16_of_f32(x[i]);
+}
+
+MEGARL_CLONES void widen(const uint16_t* x, uint32_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<uint32_t>(x[i]) << 16;
+}
+
+void narrow_run(const char* from, int64_t from_stride, char* to, int64_t to_stride, int64_t n) {
+  auto x = reinterpret_cast<const uint32_t*>(from);
+  auto y = reinterpret_cast<uint16_t*>(to);
+  if (from_stride == 1 && to_stride == 1) return narrow(x, y, n);
+  for (int64_t i = 0; i < n; ++i) y[i * to_stride] = bf16_of_f32(x[i * from_stride]);
+}
+
+void widen_run(const char* from, int64_t from_stride, char* to, int64_t to_stride, int64_t n) {
+  auto x = reinterpret_cast<const uint16_t*>(from);
+  auto y = reinterpret_cast<uint32_t*>(to);
+  if (from_stride == 1 && to_stride == 1) return widen(x, y, n);
+  for (int64_t i = 0; i < n; ++i) y[i * to_stride] = static_cast<uint32_t>(x[i * from_stride]) << 16;
+}
+
+template <class To, class From, bool kCast>
+inline __attribute__((always_inline)) uint64_t sum_run(const From* x, int64_t stride, int64_t n,
+                                                       uint64_t i) {
+  uint64_t sum = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const uint64_t bits = convert<To, From, kCast>(x[k * stride]);
+    sum += (bits + 1) * weight(i + k);
+  }
+  return sum;
+}
+
+#define MEGARL_DIGEST(name, To, From, cast)                                                \
+  MEGARL_CLONES uint64_t name(const char* from, int64_t stride, int64_t n, uint64_t i) {   \
+    auto x = reinterpret_cast<const From*>(from);                                          \
+    if (stride == 1) return sum_run<To, From, cast>(x, 1, n, i);                           \
+    return sum_run<To, From, cast>(x, stride, n, i);                                       \
+  }
+MEGARL_DIGEST(digest8, uint8_t, uint8_t, false)
+MEGARL_DIGEST(digest16, uint16_t, uint16_t, false)
+MEGARL_DIGEST(digest32, uint32_t, uint32_t, false)
+MEGARL_DIGEST(digest64, uint64_t, uint64_t, false)
+MEGARL_DIGEST(digest_narrow, uint16_t, uint32_t, true)
+MEGARL_DIGEST(digest_widen, uint32_t, uint16_t, true)
+
+CopyRun copy_kernel(int src, int dst) {
+  if (src == kFloat32 && dst == kBFloat16) return narrow_run;
+  if (src == kBFloat16 && dst == kFloat32) return widen_run;
+  if (src != dst) return nullptr;
+  switch (item_size(src)) {
+    case 1: return move_run<uint8_t>;
+    case 2: return move_run<uint16_t>;
+    case 4: return move_run<uint32_t>;
+    case 8: return move_run<uint64_t>;
+    default: return nullptr;
+  }
+}
+
+DigestRun digest_kernel(int src, int as) {
+  if (src == kFloat32 && as == kBFloat16) return digest_narrow;
+  if (src == kBFloat16 && as == kFloat32) return digest_widen;
+  if (src != as) return nullptr;
+  switch (item_size(src)) {
+    case 1: return digest8;
+    case 2: return digest16;
+    case 4: return digest32;
+    case 8: return digest64;
+    default: return nullptr;
+  }
+}
+
+Region flat_region(const Region& like, void* flat, int64_t flat_numel) {
+  const int64_t n = like.numel();
+  return {reinterpret_cast<int64_t>(flat), flat_numel, like.flat, {1, 1, 1, n}, {0, 0, 0, 1}, 0, 0};
+}
+
+void copy_part(const Region& from, int64_t from_size, const Region& to, int64_t to_size,
+               int64_t begin, int64_t end, CopyRun kernel) {
+  Cursor a(from, begin), b(to, begin);
+  while (begin < end) {
+    const int64_t n = std::min({a.run(), b.run(), end - begin});
+    kernel(reinterpret_cast<const char*>(from.base) + a.position() * from_size, a.stride(),
+           reinterpret_cast<char*>(to.base) + b.position() * to_size, b.stride(), n);
+    a.advance(n);
+    b.advance(n);
+    begin += n;
+  }
+}
+
+enum class Flat { kNone, kSource, kDestination };
+
+Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t flat_bytes,
+            Flat which, int src_dtype, int dst_dtype, int threads, int64_t* bad) {
+  const CopyRun kernel = copy_kernel(src_dtype, dst_dtype);
+  if (kernel == nullptr) return kUnsupported;
+  const int64_t from_size = item_size(src_dtype), to_size = item_size(dst_dtype);
+  const int64_t flat_numel = flat_bytes / (which == Flat::kSource ? from_size : to_size);
+  const Region* leading = which == Flat::kSource ? dst : src;
+  if (Status s = check(leading, n, which == Flat::kNone ? -1 : flat_numel, bad)) return s;
+  if (which == Flat::kNone) {
+    if (Status s = check(dst, n, -1, bad)) return s;
+    for (int64_t i = 0; i < n; ++i) {
+      if (src[i].numel() != dst[i].numel()) return *bad = i, kMismatch;
+    }
+  }
+  for_elements(leading, n, threads, [&](int64_t i, int64_t begin, int64_t end) {
+    const Region a = which == Flat::kSource ? flat_region(dst[i], flat, flat_numel) : src[i];
+    const Region b = which == Flat::kDestination ? flat_region(src[i], flat, flat_numel) : dst[i];
+    copy_part(a, from_size, b, to_size, begin, end, kernel);
+  });
+  return kOk;
+}
+
+template <class Body>
+int guarded(const Body& body) {
+  try {
+    return body();
+  } catch (...) {  // only allocation can fail here
+    return kNoMemory;
+  }
+}
+
+}  // namespace
+}  // namespace megarl
+
+using namespace megarl;
+
+MEGARL_API int megarl_pack(const Region* table, int64_t n, void* flat, int64_t flat_bytes,
+                           int src_dtype, int dst_dtype, int threads, int64_t* bad) {
+  return guarded([&] {
+    return move(table, nullptr, n, flat, flat_bytes, Flat::kDestination, src_dtype, dst_dtype,
+                threads, bad);
+  });
+}
+
+MEGARL_API int megarl_unpack(const Region* table, int64_t n, void* flat, int64_t flat_bytes,
+                             int src_dtype, int dst_dtype, int threads, int64_t* bad) {
+  return guarded([&] {
+    return move(nullptr, table, n, flat, flat_bytes, Flat::kSource, src_dtype, dst_dtype, threads,
+                bad);
+  });
+}
+
+MEGARL_API int megarl_copy(const Region* src, const Region* dst, int64_t n, int src_dtype,
+                           int dst_dtype, int threads, int64_t* bad) {
+  return guarded([&] {
+    return move(src, dst, n, nullptr, 0, Flat::kNone, src_dtype, dst_dtype, threads, bad);
+  });
+}
+
+MEGARL_API int megarl_digest(const Region* table, int64_t n, int src_dtype, int as_dtype,
+                             uint64_t* out, int threads, int64_t* bad) {
+  return guarded([&]() -> int {
+    const DigestRun kernel = digest_kernel(src_dtype, as_dtype);
+    if (kernel == nullptr) return kUnsupported;
+    if (Status s = check(table, n, -1, bad)) return s;
+    std::memset(out, 0, n * sizeof(uint64_t));
+    const int64_t size = item_size(src_dtype);
+    for_elements(table, n, threads, [&](int64_t i, int64_t begin, int64_t end) {
+      Cursor cursor(table[i], begin);
+      uint64_t sum = 0;
+      while (begin < end) {
+        const int64_t count = std::min(cursor.run(), end - begin);
+        sum += kernel(reinterpret_cast<const char*>(table[i].base) + cursor.position() * size,
+                      cursor.stride(), count, static_cast<uint64_t>(begin));
+        cursor.advance(count);
+        begin += count;
+      }
+      __atomic_fetch_add(&out[i], sum, __ATOMIC_RELAXED);  // threads share large regions
+    });
+    return kOk;
+  });
+}

@@ -1,0 +1,58 @@
+"""The guard: whatever a user's reward does wrong becomes an error that names it and the sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megarl.errors import RunError
+from megarl.rewards.base import score
+from megarl.types import Prompt, Rollout, RolloutRequest
+
+
+def rollouts(*texts):
+    return [
+        Rollout(
+            RolloutRequest(10 + i, 0, Prompt(70 + i, (1,), "q", "a", "sums"), seed=0),
+            (1,), (-0.5,), text, "stop", 0,
+        )
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+def test_scores_come_back_as_floats_in_order():
+    def lengths(prompts, responses):
+        assert [prompt.prompt_id for prompt in prompts] == [70, 71]
+        return torch.tensor([float(len(r)) for r in responses])
+
+    got = score(lengths, "lengths", rollouts("abc", ""))
+    assert got == [3.0, 0.0] and all(type(value) is float for value in got)
+    assert score(lambda p, r: [True, 0], "bools", rollouts("a", "b")) == [1.0, 0.0]
+
+
+def test_nothing_to_score_calls_nobody():
+    assert score(lambda p, r: 1 / 0, "never", []) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "high", [1, 2]])
+def test_a_score_that_is_no_finite_number_names_the_sample(value):
+    with pytest.raises(
+        RunError, match=r"reward own gave .* for row 11 \(prompt_id 71, source 'sums'\).*'second'"
+    ):
+        score(lambda p, r: [1.0, value], "own", rollouts("first", "second"))
+
+
+def test_a_wrong_number_of_scores_is_named():
+    with pytest.raises(RunError, match="reward own returned 1 scores for 2 responses"):
+        score(lambda p, r: [1.0], "own", rollouts("a", "b"))
+    with pytest.raises(RunError, match="reward own raised TypeError on rows 10 to 11"):
+        score(lambda p, r: 1.0, "own", rollouts("a", "b"))
+
+
+def test_what_the_function_raised_is_the_cause():
+    def broken(prompts, responses):
+        raise KeyError("answer")
+
+    with pytest.raises(RunError, match="raised KeyError on rows 10 to 10.*70.*sums") as caught:
+        score(broken, "own", rollouts("a"))
+    assert isinstance(caught.value.__cause__, KeyError)
