@@ -6,7 +6,7 @@
 #include "parallel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MEGARL_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define MEGARL_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define MEGARL_CLONES
 #endif

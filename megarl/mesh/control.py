@@ -1,0 +1,62 @@
+"""The control exchange: small typed facts that all ranks agree on, once per phase.
+
+Whatever depends on data (stop, skip, refill, statistics) is decided from what comes out of here,
+so that no rank decides for itself. It carries the number and name of the verb its caller is at: a
+rank that is elsewhere is named at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megarl.errors import RunError
+from megarl.mesh.universe import Universe
+
+
+class Control:
+    """Numbers verbs, and exchanges facts under their numbers."""
+
+    def __init__(self, universe: Universe, announce: Callable[[int, str], None]) -> None:
+        self._universe = universe
+        self._announce = announce
+        self.sequence = 0
+        self.verb = "start"
+
+    def enter(self, verb: str) -> None:
+        """Say that this rank begins the next verb."""
+        self.sequence += 1
+        self.verb = verb
+        self._announce(self.sequence, verb)
+
+    def gather(self, facts: Any) -> list[Any]:
+        """Every rank's facts, in rank order; raises RunError where a rank is at another verb."""
+        answers = self._universe.all_gather((self.sequence, self.verb, facts))
+        mine = (self.sequence, self.verb)
+        for rank, (sequence, verb, _) in enumerate(answers):
+            if (sequence, verb) != mine:
+                raise RunError(
+                    f"rank {rank} is at verb {sequence} ({verb}) while rank "
+                    f"{self._universe.rank} is at verb {mine[0]} ({mine[1]})"
+                )
+        return [facts for _, _, facts in answers]
+
+    def agree(self, facts: Mapping[str, float]) -> dict[str, float]:
+        """Sum of each named number over all ranks, added in rank order on every rank."""
+        total: dict[str, float] = {}
+        for answer in self.gather(dict(facts)):
+            for name, value in answer.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def sum(self, vector: Tensor) -> Tensor:
+        """Elementwise fp64 sum of a vector of the same length on all ranks."""
+        return self._universe.all_reduce(vector.double().clone())
+
+    def all_true(self, value: bool) -> bool:
+        """Whether every rank says yes."""
+        flag = torch.tensor([0.0 if value else 1.0])
+        return float(self._universe.all_reduce(flag)) == 0.0

@@ -1,0 +1,1 @@
+"""The roles of a run: actor, critic, reference, rollout; each a mesh, an engine and a few verbs."""
