@@ -23,9 +23,7 @@ CPU = Extension(
     extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-pthread", "-g0"],
     extra_link_args=["-pthread"],
 )
-CUDA = Extension(
-    "megarl_cpp.libmegarl_cuda", sources=[str(CSRC / "regions.cu")], depends=HEADERS
-)
+CUDA = Extension("megarl_cpp.libmegarl_cuda", sources=[str(CSRC / "regions.cu")], depends=HEADERS)
 
 
 class Build(build_ext):

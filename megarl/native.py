@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+import megarl_cpp
 from megarl.errors import MegaRLError
 from megarl.layout.box import Box
 from megarl.layout.match import Match, single_node
@@ -34,13 +34,13 @@ ITEM_BYTES: Mapping[DType, int] = {
     "raw8": 8,
 }
 _CODES: Mapping[DType, int] = {
-    "float32": 0,
-    "bfloat16": 1,
-    "float16": 3,
-    "raw1": 2,
-    "raw2": 3,
-    "raw4": 4,
-    "raw8": 5,
+    "float32": megarl_cpp.FLOAT32,
+    "bfloat16": megarl_cpp.BFLOAT16,
+    "float16": megarl_cpp.BITS16,
+    "raw1": megarl_cpp.BITS8,
+    "raw2": megarl_cpp.BITS16,
+    "raw4": megarl_cpp.BITS32,
+    "raw8": megarl_cpp.BITS64,
 }
 
 
@@ -61,8 +61,8 @@ class Region(NamedTuple):
 def available() -> bool:
     """Whether the extension was built."""
     try:
-        _library().cpu()
-    except (OSError, MegaRLError):
+        megarl_cpp.cpu()
+    except OSError:
         return False
     return True
 
@@ -70,8 +70,8 @@ def available() -> bool:
 def cuda_available() -> bool:
     """Whether the CUDA part was built and sees a device."""
     try:
-        return bool(_library().cuda().megarl_cuda_devices() > 0)
-    except (OSError, MegaRLError):
+        return bool(megarl_cpp.cuda().megarl_cuda_devices() > 0)
+    except OSError:
         return False
 
 
@@ -85,13 +85,16 @@ class RegionTable:
     def __init__(
         self, regions: Iterable[tuple[int, int, int, tuple[int, ...], tuple[int, ...], int]]
     ) -> None:
+        """Check the regions and lay them out."""
         rows: list[tuple[int, ...]] = []
         tile = 0
         for index, region in enumerate(map(Region._make, regions)):
             numel = prod(region.shape)
             rows.append((*_row(index, region), tile))
-            tile += -(-numel // 8192)
-        self.rows: NDArray[np.int64] = np.array(rows, dtype=np.int64).reshape(-1, 13)
+            tile += -(-numel // megarl_cpp.TILE)
+        self.rows: NDArray[np.int64] = np.array(rows, dtype=np.int64).reshape(
+            -1, megarl_cpp.REGION_COLUMNS
+        )
         """[number of regions, 13]; upload as it is for the CUDA calls."""
         self.numels: NDArray[np.int64] = self.rows[:, 3:7].prod(axis=1)
         self.num_tiles = tile
@@ -100,6 +103,7 @@ class RegionTable:
         self._overlap = _first_overlap(self.rows[:, 11], self.numels)
 
     def __len__(self) -> int:
+        """Number of regions."""
         return len(self.rows)
 
     def check_flat(self, flat_bytes: int, dtype: DType, *, exclusive: bool) -> None:
@@ -282,7 +286,7 @@ class _PieceTables:
     ) -> NDArray[np.int64]:
         """Rank rows, in ascending order of rank."""
         rows = [(rank, node_of(rank), *self._span(placements[rank])) for rank in sorted(placements)]
-        return np.array(rows, dtype=np.int64).reshape(-1, 4)
+        return np.array(rows, dtype=np.int64).reshape(-1, megarl_cpp.RANK_COLUMNS)
 
     def _span(self, placement: Placement) -> tuple[int, int]:
         if id(placement) not in self._spans:
@@ -291,9 +295,9 @@ class _PieceTables:
                 lo, hi = piece.box.lo, piece.box.hi
                 new = len(self.tensors), len(lo)
                 number, num_dims = self.tensors.setdefault(piece.tensor, new)
-                if num_dims != len(lo) or num_dims > 4:
+                if num_dims != len(lo) or num_dims > megarl_cpp.DIMS:
                     raise _Uncovered
-                pad = 4 - num_dims
+                pad = megarl_cpp.DIMS - num_dims
                 self.flat += (number, *lo, *(0,) * pad, *hi, *(1,) * pad)
             self.pieces += placement
             self._spans[id(placement)] = start, len(self.pieces)
@@ -306,8 +310,7 @@ def _match(
     destinations: NDArray[np.int64],
     rank: int | None,
 ) -> Iterator[Match]:
-    library = _library()
-    cpu = _loaded(library.cpu)
+    cpu = _loaded(megarl_cpp.cpu)
     pieces = np.array(tables.flat, dtype=np.int64)
     handle, count = ctypes.c_void_p(), ctypes.c_int64()
     status = cpu.megarl_match(
@@ -315,14 +318,14 @@ def _match(
         *(sources.ctypes.data, len(sources), destinations.ctypes.data, len(destinations)),
         *(int(rank is None), rank or 0, ctypes.byref(handle), ctypes.byref(count)),
     )
-    if status == library.UNCOVERED:
+    if status == megarl_cpp.UNCOVERED:
         raise _Uncovered
-    _raise_for(library, status, 0)
+    _raise_for(status, 0)
     try:
-        cells = count.value * library.MATCH_COLUMNS
+        cells = count.value * megarl_cpp.MATCH_COLUMNS
         address = cpu.megarl_match_rows(handle) or 0
         buffer = (ctypes.c_int64 * cells).from_address(address) if cells else ()
-        rows = np.array(buffer, dtype=np.int64).reshape(-1, library.MATCH_COLUMNS).tolist()
+        rows = np.array(buffer, dtype=np.int64).reshape(-1, megarl_cpp.MATCH_COLUMNS).tolist()
     finally:
         cpu.megarl_match_free(handle)
     for src, dst, src_piece, dst_piece, *bounds in rows:
@@ -358,9 +361,7 @@ def _row(index: int, region: Region) -> tuple[int, ...]:
     return base, base_numel, offset, *sizes, *steps, flat
 
 
-def _first_overlap(
-    starts: NDArray[np.int64], numels: NDArray[np.int64]
-) -> tuple[int, int] | None:
+def _first_overlap(starts: NDArray[np.int64], numels: NDArray[np.int64]) -> tuple[int, int] | None:
     order = np.argsort(starts, kind="stable")
     late = np.flatnonzero((starts + numels)[order][:-1] > starts[order][1:])
     return (int(order[late[0]]), int(order[late[0] + 1])) if len(late) else None
@@ -393,14 +394,6 @@ def _cuda_move(
         _call(_cuda(), "megarl_cuda_move", src_rows, dst_rows, *sizes, flat, *codes, stream)
 
 
-def _library() -> ModuleType:
-    try:
-        import megarl_cpp
-    except ImportError as error:
-        raise MegaRLError("megarl_cpp is not installed: run `make build`") from error
-    return megarl_cpp
-
-
 def _loaded(load: Callable[[], ctypes.CDLL]) -> ctypes.CDLL:
     try:
         return load()
@@ -409,30 +402,30 @@ def _loaded(load: Callable[[], ctypes.CDLL]) -> ctypes.CDLL:
 
 
 def _cuda() -> ctypes.CDLL:
-    return _loaded(_library().cuda)
+    return _loaded(megarl_cpp.cuda)
 
 
 def _cpu(name: str, *arguments: int) -> None:
-    _call(_loaded(_library().cpu), name, *arguments)
+    _call(_loaded(megarl_cpp.cpu), name, *arguments)
 
 
 def _call(library: ctypes.CDLL, name: str, *arguments: int) -> None:
     bad = ctypes.c_int64(-1)
     function: Any = getattr(library, name)
-    _raise_for(_library(), function(*arguments, ctypes.byref(bad)), bad.value)
+    _raise_for(function(*arguments, ctypes.byref(bad)), bad.value)
 
 
-def _raise_for(library: ModuleType, status: int, bad: int) -> None:
-    if status == library.OK:
+def _raise_for(status: int, bad: int) -> None:
+    if status == megarl_cpp.OK:
         return
-    if status == library.NO_MEMORY:
+    if status == megarl_cpp.NO_MEMORY:
         raise MemoryError("megarl_cpp: out of memory")
-    if status == library.DEVICE:
+    if status == megarl_cpp.DEVICE:
         raise MegaRLError(f"megarl_cpp: CUDA error {bad}")
     raise ValueError(
         {
-            library.OUT_OF_BOUNDS: f"region {bad} leaves its buffer",
-            library.UNSUPPORTED: "no such cast: only float32 <-> bfloat16, or equal dtypes",
-            library.MISMATCH: f"region {bad} differs in size between source and destination",
+            megarl_cpp.OUT_OF_BOUNDS: f"region {bad} leaves its buffer",
+            megarl_cpp.UNSUPPORTED: "no such cast: only float32 <-> bfloat16, or equal dtypes",
+            megarl_cpp.MISMATCH: f"region {bad} differs in size between source and destination",
         }[status]
     )

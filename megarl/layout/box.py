@@ -56,6 +56,7 @@ class Box:
         return parts
 
     def __str__(self) -> str:
+        """As an index: [lo:hi, lo:hi]."""
         return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.lo, self.hi, strict=True)) + "]"
 
 

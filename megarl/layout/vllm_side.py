@@ -32,9 +32,7 @@ class VllmSlice:
 
 
 @lru_cache(maxsize=1024)
-def vllm_placement(
-    shape: ModelShape, slice_: VllmSlice, *, padded_vocab: bool = True
-) -> Placement:
+def vllm_placement(shape: ModelShape, slice_: VllmSlice, *, padded_vocab: bool = True) -> Placement:
     """Everything the rank holds; buffers are vLLM's parameter names.
 
     padded_vocab: whether the padding rows of the vocabulary are part of the logical tensor.

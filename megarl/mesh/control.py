@@ -32,6 +32,10 @@ class Control:
         self.verb = verb
         self._announce(self.sequence, verb)
 
+    def is_rank(self, rank: int) -> bool:
+        """Whether this process is universe rank `rank`."""
+        return self._universe.rank == rank
+
     def gather(self, facts: Any) -> list[Any]:
         """Every rank's facts, in rank order; raises RunError where a rank is at another verb."""
         answers = self._universe.all_gather((self.sequence, self.verb, facts))

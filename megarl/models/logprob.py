@@ -86,14 +86,19 @@ class _ChunkedHead(torch.autograd.Function):
             _chunk_stats(logits, targets[rows], shard, with_entropy, stats[:, rows])
         lse, target_logit, mean_logit = stats
         entropy = lse - mean_logit if with_entropy else torch.zeros_like(lse)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
         ctx.settings = (shard, temperature, with_entropy, chunk_tokens)
         return target_logit - lse, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Any, ...]:
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        shard, temperature, with_entropy, chunk_tokens = ctx.settings
+        shard, temperature, _, chunk_tokens = ctx.settings
+        if grad_logprobs is None:
+            grad_logprobs = torch.zeros_like(lse)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, hidden.shape[0], chunk_tokens):
@@ -103,7 +108,7 @@ class _ChunkedHead(torch.autograd.Function):
             probs = logp.exp()
             # d logp_t / dz_j = [j = t] - p_j ;  dH / dz_j = -p_j (log p_j + H)
             grad = probs * -grad_logprobs[rows, None]
-            if with_entropy:
+            if grad_entropy is not None:
                 tilt = (logp + entropy[rows, None]).masked_fill_(probs == 0, 0.0)
                 grad -= grad_entropy[rows, None] * probs * tilt
             local, here = _local_targets(targets[rows], shard)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,12 +18,17 @@ from megarl.runtime.device import on_cuda
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 
+_engines_built = count()
+
+
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
     """What a replica is built with; names are vLLM's."""
 
     model: str
     """Hugging Face folder: its config decides the architecture; weights come by sync."""
+    run_name: str
+    """The same on all ranks of this start: names shared memory, so that it can be swept."""
     tensor_parallel_size: int
     dtype: str
     max_model_len: int
@@ -42,7 +47,7 @@ class VllmEngine:
     """One rank of one vLLM replica; see `RolloutEngine` for the contract."""
 
     def __init__(self, settings: VllmSettings, decode: Any) -> None:
-        _prepare_process()
+        _prepare_process(settings.run_name)
         from vllm import LLM
 
         cpu_args = {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
@@ -221,7 +226,7 @@ def _replica_group() -> Any:
     return get_tp_group()
 
 
-def _prepare_process() -> None:
+def _prepare_process(run_name: str) -> None:
     """Settings vLLM reads from the environment, and its two CPU habits we need otherwise."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -231,7 +236,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _keep_packed_weights()
-    _unique_shared_memory_names()
+    _name_shared_memory(run_name)
 
 
 def _keep_packed_weights() -> None:
@@ -251,19 +256,15 @@ def _keep_packed_weights() -> None:
             module.dispatch_cpu_unquantized_gemm = keeping
 
 
-def _unique_shared_memory_names() -> None:
-    """vLLM names its shared memory after the init method: make that this run's own.
-
-    The name is agreed by the pool, since all ranks of a replica open the same segment.
-    """
+def _name_shared_memory(run_name: str) -> None:
+    """vLLM names its shared memory after the init method, the same for all jobs: make it ours."""
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
-    box = [uuid.uuid4().hex]
-    dist.broadcast_object_list(box, src=0)
+    name = f"megarl-{run_name}-{next(_engines_built)}"
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     def distributed_args(self: Any) -> tuple[str, int, int]:
-        return f"env://?megarl={box[0]}", rank, local_rank
+        return f"env://:{name}", rank, local_rank
 
     ExecutorWithExternalLauncher._distributed_args = distributed_args
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import layout_reference as reference
 import numpy as np
 import pytest
+from layout_world import UNTOUCHED, empty, fill, hf_values, model
 
 from megarl.errors import ConfigError
 from megarl.layout import (
@@ -22,8 +24,6 @@ from megarl.layout import (
     with_scalar_head,
 )
 from megarl.layout.megatron_side import stage_layers
-from tests.layout import reference
-from tests.layout.world import UNTOUCHED, empty, fill, hf_values, model
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -36,9 +36,7 @@ def test_vllm_is_what_its_loaders_make(family: str, tied: bool, tp: int) -> None
     tensors = hf_values(shape, padded=True)
     for rank in range(tp):
         slice_ = VllmSlice(rank, tp)
-        ours = fill(
-            empty(vllm_parameters(shape, slice_)), vllm_placement(shape, slice_), tensors
-        )
+        ours = fill(empty(vllm_parameters(shape, slice_)), vllm_placement(shape, slice_), tensors)
         theirs = reference.vllm_rank(shape, tensors, rank, tp)
         assert ours.keys() == theirs.keys()
         for name, expected in theirs.items():

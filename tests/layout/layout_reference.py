@@ -6,9 +6,9 @@ vLLM's after its weight loaders; Megatron's after its documented linear_qkv and 
 from __future__ import annotations
 
 import numpy as np
+from layout_world import Array, Buffers
 
 from megarl.layout import ModelShape
-from tests.layout.world import Array, Buffers
 
 
 def vllm_rank(shape: ModelShape, tensors: Buffers, rank: int, tp: int) -> Buffers:

@@ -11,25 +11,12 @@ import random
 from collections import Counter
 from itertools import pairwise
 
+import layout_reference as reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from megarl.errors import PlanError
-from megarl.layout import (
-    Box,
-    ModelShape,
-    Piece,
-    Placement,
-    Plan,
-    file_placement,
-    hf_tensors,
-    make_plan,
-)
-from megarl.layout.plan import balance
-from tests.layout import reference
-from tests.layout.world import (
+from layout_world import (
     UNTOUCHED,
     empty,
     fill,
@@ -41,6 +28,20 @@ from tests.layout.world import (
     run,
     vllm_world,
 )
+
+from megarl.errors import PlanError
+from megarl.layout import (
+    Box,
+    MegatronSlice,
+    ModelShape,
+    Piece,
+    Placement,
+    Plan,
+    file_placement,
+    hf_tensors,
+    make_plan,
+)
+from megarl.layout.plan import balance
 
 
 def check_plan(plan: Plan, ranks: range) -> None:
@@ -90,9 +91,7 @@ def test_actor_to_rollout(
     layernorm: str,
 ) -> None:
     tp, pp, vpp = layout
-    shape = model(
-        family, num_key_value_heads=kv_heads, vocab_size=vocab, tie_word_embeddings=tied
-    )
+    shape = model(family, num_key_value_heads=kv_heads, vocab_size=vocab, tie_word_embeddings=tied)
     tensors = hf_values(shape, padded=True)
     slices = megatron_ranks(shape, tp=tp, pp=pp, dp=dp, vpp_size=vpp, layernorm=layernorm)
     world = max(len(slices), rollout_tp)
@@ -129,7 +128,7 @@ def test_through_files_and_back(
     tensors = hf_values(shape, padded=False)
     files = {0: file_placement(shape)}
 
-    def slices(layout: tuple[int, int, int]):  # type: ignore[no-untyped-def]
+    def slices(layout: tuple[int, int, int]) -> dict[int, MegatronSlice]:
         tp, pp, vpp = layout
         return megatron_ranks(shape, tp=tp, pp=pp, dp=2, vpp_size=vpp)
 
@@ -174,11 +173,13 @@ def test_same_layout_needs_no_wire() -> None:
     ("tp", "dp", "world", "rollout_tp"), [(4, 4, 16, 2), (2, 4, 8, 4), (1, 4, 16, 2)]
 )
 def test_equal_holders_share_the_load(tp: int, dp: int, world: int, rollout_tp: int) -> None:
+    """Within each set of data-parallel copies; how much a shard is asked for is not ours to say."""
     shape = model(num_key_value_heads=8, num_hidden_layers=8, vocab_size=64)
     tensors = hf_values(shape, padded=True)
     sources, _ = megatron_world(shape, megatron_ranks(shape, tp=tp, dp=dp), tensors, padded=True)
     plan = make_plan(sources, vllm_world(shape, world, rollout_tp)[0])
-    assert balance(plan, sources) < 1.1
+    for t in range(tp):
+        assert balance(plan, range(t, tp * dp, tp)) < 1.05
 
 
 def test_a_holder_on_the_node_is_preferred() -> None:
@@ -236,7 +237,9 @@ def test_overlapping_sources_still_write_once(seed: int) -> None:
         # All buffers of a tensor are whole and laid out alike: an element keeps its place.
         assert (dst == t.src_offset + np.dot(t.src_strides, grid)).all()
         written.update((t.dst, t.dst_buffer, int(at)) for at in dst)
-        assert any(piece.box.contains(t.box) for piece in sources[t.src] if piece.tensor == t.tensor)
+        assert any(
+            piece.box.contains(t.box) for piece in sources[t.src] if piece.tensor == t.tensor
+        )
     assert set(written.values()) == {1}
     needed = sum(piece.box.numel for pieces in destinations.values() for piece in pieces)
     assert len(written) == needed

@@ -1,0 +1,174 @@
+"""The actor: log-probs of the sampled tokens, and the clipped policy update."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megarl.algorithms.kl import kl_estimate
+from megarl.algorithms.losses import policy_loss, token_weights, weighted_sum
+from megarl.algorithms.stats import PolicyStats
+from megarl.models.micro_batch import LossInputs, MicroBatch
+from megarl.models.optimizer import StepResult
+from megarl.models.schedule import Loss
+from megarl.roles.megatron_role import MegatronRole, RoleBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossSettings:
+    """What the policy loss is made of (see config.schema.AlgorithmConfig)."""
+
+    clip_ratio_low: float
+    clip_ratio_high: float
+    clip_ratio_c: float | None
+    entropy_coef: float
+    kl_loss_coef: float
+    """0 where the KL is not part of the loss."""
+    kl_loss_type: str
+    loss_agg_mode: str
+    norm_length: int
+    ppo_epochs: int
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """Response tensors of an update, fp32 [n, R], on all ranks of the slice."""
+
+    old_logprobs: Tensor | None
+    """None: the update is the first and only one, so its own log-probs are the old ones."""
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+
+
+@dataclass
+class UpdateResult:
+    """What an update reports on owners; sums are over this owner's tokens."""
+
+    stats: Tensor
+    """float64 sums of PolicyStats or ValueStats."""
+    loss: float
+    """Mean of this owner's share over the optimizer steps; shares add up over owners."""
+    steps: list[StepResult]
+    logprobs: Tensor | None = None
+    """fp32 [n, R] seen by the first epoch, where PolicyInputs had no old ones."""
+
+
+def logprob_reporter(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss that only reports the log-probs of a policy model."""
+    logprobs, _ = output
+    return logprobs.sum(), {"logprobs": logprobs.detach()}
+
+
+class PolicyRole(MegatronRole):
+    """A role that holds a policy: the actor, and the reference."""
+
+    def logprobs(self, batch: RoleBatch | None, temperature: float) -> Tensor | None:
+        """fp32 [n, R] on owners: natural log-probs after temperature."""
+        return self.score(batch, logprob_reporter, "logprobs", temperature=temperature)
+
+
+class Actor(PolicyRole):
+    """The policy that is trained."""
+
+    def update(
+        self, batch: RoleBatch | None, inputs: PolicyInputs, settings: PolicyLossSettings, seed: int
+    ) -> UpdateResult | None:
+        """`ppo_epochs` passes over the step's mini-batches; None on ranks without the actor."""
+        if batch is None:
+            return None
+        stats, total, steps = PolicyStats.zero().to_vector(), 0.0, []
+        seen = torch.zeros(len(batch.index) * batch.width)
+        for epoch in range(settings.ppo_epochs):
+            order = list(batch.dealt.rows.mini_batches)
+            random.Random(seed + epoch).shuffle(order)
+            for rows in order:
+                flat = _loss_inputs(batch, rows, inputs, settings)
+                reports, step = self.train_on(
+                    batch,
+                    rows,
+                    flat,
+                    _policy_loss(settings),
+                    temperature=settings.temperature,
+                    with_entropy=True,
+                )
+                steps.append(step)
+                for micro, report in reports if self.is_owner else []:
+                    stats += report["stats"]
+                    total += float(report["loss"])
+                    if epoch == 0:
+                        seen[micro.slot] = report["logprobs"].cpu()
+        logprobs = seen.view(len(batch.index), -1) if inputs.old_logprobs is None else None
+        return UpdateResult(stats, total / max(len(steps), 1), steps, logprobs)
+
+
+def mini_batch_weights(batch: RoleBatch, rows: tuple[int, ...], mode: str, norm: int) -> Tensor:
+    """fp32 [n, R]: each token's share of the mini-batch's global loss, 0 on other rows.
+
+    The denominators come from the step's lengths, which every rank knows: they are global.
+    """
+    lengths = [batch.dealt.rows.response_length[row] for row in rows]
+    local = torch.tensor([batch.index[row] for row in rows if row in batch.index], dtype=torch.int64)
+    weights = torch.zeros(len(batch.index), batch.width)
+    weights[local] = token_weights(
+        batch.mask[local],
+        mode,  # type: ignore[arg-type]
+        global_tokens=float(sum(lengths)),
+        global_sequences=float(sum(length > 0 for length in lengths)),
+        norm_length=float(norm),
+    )
+    return weights
+
+
+def _loss_inputs(
+    batch: RoleBatch, rows: tuple[int, ...], inputs: PolicyInputs, settings: PolicyLossSettings
+) -> LossInputs:
+    weights = mini_batch_weights(batch, rows, settings.loss_agg_mode, settings.norm_length)
+
+    def flat(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.reshape(-1)
+
+    return LossInputs(
+        weights=weights.reshape(-1),
+        old_logprobs=flat(inputs.old_logprobs),
+        ref_logprobs=flat(inputs.ref_logprobs),
+        advantages=flat(inputs.advantages),
+    )
+
+
+def _policy_loss(settings: PolicyLossSettings) -> Loss:
+    def loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs, entropy = output
+        device, inputs = logprobs.device, batch.inputs
+        assert inputs.weights is not None and inputs.advantages is not None
+        weights, mask = inputs.weights.to(device), torch.ones_like(logprobs, dtype=torch.bool)
+        old = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs.to(device)
+        value, stats = policy_loss(
+            logprobs[None],
+            old[None],
+            inputs.advantages.to(device)[None],
+            mask[None],
+            weights[None],
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_c=settings.clip_ratio_c,
+            entropy=entropy[None],
+        )
+        if settings.entropy_coef:
+            value = value - settings.entropy_coef * weighted_sum(entropy, mask, weights)
+        if settings.kl_loss_coef:
+            assert inputs.ref_logprobs is not None
+            kl = kl_estimate(logprobs, inputs.ref_logprobs.to(device), mask, settings.kl_loss_type)
+            value = value + settings.kl_loss_coef * weighted_sum(kl, mask, weights)
+        report = {
+            "loss": value.detach().clone(),
+            "stats": stats.to_vector().detach().cpu(),
+            "logprobs": logprobs.detach(),
+        }
+        return value, report
+
+    return loss

@@ -1,0 +1,61 @@
+"""Writes a role's model as a Hugging Face folder, by the same planner as the weight sync.
+
+The writer receives one file's tensors at a time, box by box from whoever holds them: its memory is
+one shard, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megarl import native
+from megarl.layout import ModelShape, file_placement, hf_tensors, megatron_placement
+from megarl.mesh.universe import Universe
+from megarl.models.engine import slice_of
+from megarl.reshard.executor import Resharder
+from megarl.roles.megatron_role import MegatronRole
+from megarl.weights.folder import FolderWriter, shard_tensors
+
+MAX_SHARD_BYTES = 4 << 30
+
+
+def export_hf(
+    universe: Universe,
+    role: MegatronRole,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    folder: str | Path,
+    template: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write the role's weights to `folder`; config and tokenizer come from `template`.
+
+    All ranks call it together; the first rank of the role's pool writes. The folder appears under
+    its name when it is whole.
+    """
+    writer_rank = role.pool.ranks[0]
+    sources = {
+        rank: megatron_placement(shape, slice_of(role.layout, index), padded_vocab=False)
+        for index, rank in enumerate(role.pool.ranks)
+    }
+    live = role.engine.parameters() if role.here else {}
+    whole = file_placement(shape)
+    shards = list(shard_tensors(hf_tensors(shape), dtype.itemsize, max_shard_bytes))
+    writing = universe.rank == writer_rank
+    writer = FolderWriter(folder, template, len(shards)) if writing else None
+    for shard in shards:
+        wanted = tuple(piece for piece in whole if piece.tensor in shard)
+        plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
+        names = shard.items() if writing else ()
+        buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
+        mover = Resharder(
+            universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20
+        )
+        mover.run(verify=True)
+        if writer is not None:
+            writer.write(buffers)
+    if writer is not None:
+        writer.finish(dtype)
+    universe.barrier()

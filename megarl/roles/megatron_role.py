@@ -1,0 +1,193 @@
+"""What actor, critic and reference share: a Megatron engine that scores and trains rows.
+
+A role object exists on every rank of the universe; its verbs do their work on the ranks of its
+pool and return at once elsewhere. Tokens exist on owners only, until `take_rows` hands them to the
+rest of the owner's slice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megarl.errors import RunError
+from megarl.mesh.layout import MeshLayout
+from megarl.mesh.role_mesh import RoleMesh
+from megarl.mesh.universe import Pool, Universe
+from megarl.models.engine import MegatronEngine
+from megarl.models.micro_batch import LossInputs, MicroBatch, build_micro_batch
+from megarl.models.optimizer import StepResult
+from megarl.models.schedule import Loss
+from megarl.roles.batching import MicroBatchLimit
+from megarl.roles.step_rows import RoleRows, StepRows, deal
+
+
+@dataclass
+class RoleBatch:
+    """The rows that this rank's slice works on; response tensors are [n, R], fp32."""
+
+    dealt: RoleRows
+    index: dict[int, int]
+    """Global row -> local row."""
+    tokens: Tensor
+    """int64 [n, S]."""
+    prompt_length: Tensor
+    response_length: Tensor
+
+    @property
+    def width(self) -> int:
+        """R."""
+        return self.dealt.rows.width
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [n, R], True on response tokens."""
+        return torch.arange(self.width)[None, :] < self.response_length[:, None]
+
+    def from_rows(self, values: Mapping[int, Tensor]) -> Tensor:
+        """fp32 [n, R] from one 1-D tensor per row."""
+        out = torch.zeros(len(self.index), self.width)
+        for row, index in self.index.items():
+            out[index, : values[row].numel()] = values[row]
+        return out
+
+    def to_rows(self, values: Tensor) -> dict[int, Tensor]:
+        """Row -> its 1-D numbers, from [n, R]."""
+        return {
+            row: values[index, : int(self.response_length[index])].contiguous()
+            for row, index in self.index.items()
+        }
+
+
+class MegatronRole:
+    """One role with a Megatron model."""
+
+    def __init__(
+        self,
+        name: str,
+        universe: Universe,
+        pool: Pool,
+        layout: MeshLayout,
+        limit: MicroBatchLimit,
+        mesh: RoleMesh | None,
+        engine: MegatronEngine | None,
+    ) -> None:
+        self.name, self.pool, self.layout = name, pool, layout
+        self._universe, self._limit = universe, limit
+        self._mesh, self._engine = mesh, engine
+
+    @property
+    def here(self) -> bool:
+        """Whether this rank holds a part of the role."""
+        return self._engine is not None
+
+    @property
+    def engine(self) -> MegatronEngine:
+        """The engine; only where `here`."""
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this rank owns rows of the role."""
+        return self._mesh is not None and self._mesh.is_owner
+
+    def deal(self, rows: StepRows) -> RoleRows:
+        """Who owns which of the step's rows; equal on all ranks."""
+        return deal(rows, self.layout, self.pool)
+
+    def take_rows(self, dealt: RoleRows, tokens: Mapping[int, Tensor]) -> RoleBatch | None:
+        """Hand the owner's token rows to its slice; None on ranks without the role.
+
+        tokens: row -> int64 [prompt + response], on owners.
+        """
+        if self._mesh is None:
+            return None
+        rows = dealt.map.rows_of(self.pool.ranks[self._mesh.owner_rank])
+        lengths = [dealt.rows.length[row] for row in rows]
+        block = torch.zeros(len(rows), max(lengths, default=1), dtype=torch.int64)
+        if self.is_owner:
+            for index, row in enumerate(rows):
+                block[index, : lengths[index]] = tokens[row]
+        self.broadcast(block)
+        return RoleBatch(
+            dealt,
+            {row: index for index, row in enumerate(rows)},
+            block,
+            torch.tensor([dealt.rows.prompt_length[row] for row in rows], dtype=torch.int64),
+            torch.tensor([dealt.rows.response_length[row] for row in rows], dtype=torch.int64),
+        )
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor of the owner, to all ranks of its slice, in place."""
+        assert self._mesh is not None
+        if self._mesh.slice_group.size() > 1 and tensor.numel():
+            dist.broadcast(tensor, src=self._mesh.owner_rank, group=self._mesh.slice_group)
+        return tensor
+
+    def score(self, batch: RoleBatch | None, loss: Loss, key: str, **options: Any) -> Tensor | None:
+        """Forward all rows; fp32 [n, R] of what the loss reports as `key`, on owners only."""
+        if batch is None:
+            return None
+        micro = self._build(batch, range(len(batch.dealt.slices)), None)
+        reports = self.engine.forward(micro, loss, **options)
+        if not self.is_owner:
+            return None
+        flat = torch.zeros(len(batch.index) * batch.width)
+        for one, report in zip(micro, reports, strict=True):
+            flat[one.slot] = report[key].float().cpu()
+        return flat.view(len(batch.index), batch.width)
+
+    def train_on(
+        self, batch: RoleBatch, rows: Sequence[int], inputs: LossInputs, loss: Loss, **options: Any
+    ) -> tuple[list[tuple[MicroBatch, dict[str, Tensor]]], StepResult]:
+        """One optimizer step on the rows of one mini-batch.
+
+        inputs: flat [n x R] tensors. Raises RunError, with rows, for a loss or gradient that is
+        not finite. Returns the micro-batches with their reports (on the last stage), and the step.
+        """
+        micro = self._build(batch, rows, inputs)
+
+        def check(reports: list[dict[str, Tensor]]) -> None:
+            for one, report in zip(micro, reports, strict=bool(reports)):
+                if not math.isfinite(float(report["loss"])):
+                    self._raise_not_finite("loss", float(report["loss"]), batch, one)
+
+        reports, step = self.engine.train_step(micro, loss, check, **options)
+        if not math.isfinite(step.grad_norm):
+            raise RunError(f"{self.name}: the gradient norm is {step.grad_norm}; rows {list(rows)}")
+        return list(zip(micro, reports, strict=False)), step
+
+    def _build(
+        self, batch: RoleBatch, rows: Sequence[int], inputs: LossInputs | None
+    ) -> list[MicroBatch]:
+        assert self._mesh is not None
+        cut = batch.dealt.micro_batches(rows, self._mesh.at.dp, self._limit)
+        return [
+            build_micro_batch(
+                batch.tokens,
+                batch.prompt_length,
+                batch.response_length,
+                [batch.index[row] for row in micro],
+                batch.width,
+                inputs,
+                self.layout.tp if self.layout.sequence_parallel else 1,
+            )
+            for micro in cut
+        ]
+
+    def _raise_not_finite(
+        self, what: str, value: float, batch: RoleBatch, micro: MicroBatch
+    ) -> None:
+        local = set((micro.slot // batch.width).tolist())
+        rows = [row for row, index in batch.index.items() if index in local]
+        raise RunError(
+            f"{self.name}, rank {self._universe.rank}: the {what} is {value} on samples {rows}; "
+            "lower the learning rate, or look at these samples' rewards and log-probs"
+        )

@@ -1,0 +1,65 @@
+"""The rollout role: replicas of an engine, each serving a share of the step's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megarl.mesh.rows import RowMap
+from megarl.mesh.universe import Pool, Universe
+from megarl.rollout.engine import RolloutEngine, generate
+from megarl.types import Rollout, RolloutRequest, SamplingSpec
+
+
+class RolloutRole:
+    """All replicas; `engine` is this rank's part of one, None on ranks without the role."""
+
+    def __init__(
+        self,
+        universe: Universe,
+        pool: Pool,
+        tensor_parallel_size: int,
+        engine: RolloutEngine | None,
+    ) -> None:
+        self.pool, self.tensor_parallel_size = pool, tensor_parallel_size
+        self._engine = engine
+        self._rank = pool.ranks.index(universe.rank) if universe.rank in pool.ranks else -1
+
+    @property
+    def here(self) -> bool:
+        """Whether this rank holds a part of a replica."""
+        return self._engine is not None
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """This rank's engine; only where `here`."""
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the model that generate side by side."""
+        return len(self.pool.ranks) // self.tensor_parallel_size
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank's rollouts count: the first of its replica."""
+        return self.here and self._rank % self.tensor_parallel_size == 0
+
+    def lead_of(self, group: int) -> int:
+        """Universe rank that answers for a group of samples; groups are dealt in turn."""
+        return self.pool.ranks[(group % self.num_replicas) * self.tensor_parallel_size]
+
+    def row_map(self, groups: Sequence[int]) -> RowMap:
+        """Owner of each row after generation."""
+        return RowMap(tuple(self.lead_of(group) for group in groups))
+
+    def generate(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingSpec
+    ) -> list[Rollout]:
+        """Rollouts of the requests whose groups this replica serves; [] except on its lead."""
+        if not self.here:
+            return []
+        replica = self._rank // self.tensor_parallel_size
+        mine = [one for one in requests if one.group % self.num_replicas == replica]
+        rollouts = generate(self.engine, mine, sampling)
+        return rollouts if self.is_lead else []

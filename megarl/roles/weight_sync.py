@@ -1,0 +1,165 @@
+"""Actor -> rollout: the plan between their placements, its execution, and the proof of arrival.
+
+A sync is: open the write, reshard, close it (re-pack, drop cached prefixes), advance the version.
+Proofs: a digest of every region of every vLLM parameter against its sender's; the engine's own
+check that layers were re-packed and the prefix cache is empty; the version on every sample; and a
+canary, the log-probs of a fixed text on both engines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megarl import native
+from megarl.errors import PlanError, VerificationError
+from megarl.layout import (
+    ModelShape,
+    Placement,
+    Plan,
+    VllmSlice,
+    megatron_placement,
+    vllm_parameters,
+    vllm_placement,
+)
+from megarl.mesh.control import Control
+from megarl.mesh.universe import Universe
+from megarl.models.engine import slice_of
+from megarl.models.micro_batch import build_micro_batch
+from megarl.reshard.executor import Resharder, SyncReport
+from megarl.roles.actor import Actor, logprob_reporter
+from megarl.roles.rollout import RolloutRole
+
+CANARY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 1.5}
+"""Largest difference of one canary log-prob, nats. In bf16 two attention kernels differ by up to
+about 1 on the same weights: there the canary sees only gross errors, and the digests the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryText:
+    """A fixed text whose log-probs both engines must agree on."""
+
+    token_ids: tuple[int, ...]
+
+
+class WeightSync:
+    """Binds the actor's parameters to the rollout engines'; `run` after every update."""
+
+    def __init__(
+        self,
+        universe: Universe,
+        control: Control,
+        shape: ModelShape,
+        actor: Actor,
+        rollout: RolloutRole,
+        *,
+        wire_dtype: torch.dtype,
+        bucket_bytes: int,
+        verify_interval: int,
+        canary: CanaryText | None,
+    ) -> None:
+        self._universe, self._control = universe, control
+        self._actor, self._rollout = actor, rollout
+        self._wire, self._bucket_bytes = wire_dtype, bucket_bytes
+        self._verify_interval, self._canary = verify_interval, canary
+        self.plan: Plan = self._make_plan(shape)
+        self._resharder: Resharder | None = None
+        self._shape = shape
+        self.version = 0
+        self.canary_diff = 0.0
+
+    def run(self) -> SyncReport:
+        """Bring the actor's weights to every rollout engine and prove that they arrived."""
+        engine = self._rollout.engine if self._rollout.here else None
+        live = dict(engine.begin_load()) if engine else {}
+        if self._resharder is None:
+            self._check_parameters(live)
+            self._resharder = Resharder(
+                self._universe,
+                self.plan,
+                self._actor.engine.parameters() if self._actor.here else {},
+                live,
+                wire_dtype=self._wire,
+                bucket_bytes=self._bucket_bytes,
+            )
+        due = self._verify_interval > 0 and self.version % self._verify_interval == 0
+        report = self._resharder.run(verify=due)
+        # Nobody generates before everybody has verified: the barrier makes the commit common.
+        self._universe.barrier()
+        self.version += 1
+        if engine:
+            engine.commit(self.version)
+        if self._canary is not None:
+            self._check_canary(self._canary)
+        return report
+
+    def _make_plan(self, shape: ModelShape) -> Plan:
+        layout, actor_ranks = self._actor.layout, self._actor.pool.ranks
+        tp = self._rollout.tensor_parallel_size
+        sources: dict[int, Placement] = {
+            rank: megatron_placement(shape, slice_of(layout, index))
+            for index, rank in enumerate(actor_ranks)
+        }
+        destinations: dict[int, Placement] = {
+            rank: vllm_placement(shape, VllmSlice(index % tp, tp))
+            for index, rank in enumerate(self._rollout.pool.ranks)
+        }
+        return native.plan(
+            sources,
+            destinations,
+            node_of=self._universe.node_of.__getitem__,
+            rank=self._universe.rank,
+        )
+
+    def _check_parameters(self, live: dict[str, torch.Tensor]) -> None:
+        digests = self._control.gather(self.plan.digest())
+        if len(set(digests)) > 1:
+            raise PlanError(f"weight sync: ranks made different plans: {digests}")
+        if not self._rollout.here:
+            return
+        tp = self._rollout.tensor_parallel_size
+        index = self._rollout.pool.ranks.index(self._universe.rank)
+        expected = vllm_parameters(self._shape, VllmSlice(index % tp, tp))
+        found = {name: tuple(tensor.shape) for name, tensor in live.items()}
+        if found != expected:
+            odd = sorted(set(found.items()) ^ set(expected.items()))[0]
+            raise PlanError(
+                f"weight sync: vLLM's parameters are not what the layout tables say, first at "
+                f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
+            )
+
+    def _check_canary(self, canary: CanaryText) -> None:
+        ours, theirs = self._actor_canary(canary.token_ids), None
+        if self._rollout.here:
+            theirs = self._rollout.engine.prompt_logprobs(canary.token_ids)
+        answers = self._control.gather((ours, theirs if self._rollout.is_lead else None))
+        reference = next(a for a, _ in answers if a is not None)
+        self.canary_diff = 0.0
+        for rank, (_, seen) in enumerate(answers):
+            for index, value in enumerate(seen or []):
+                diff = abs(value - reference[index])
+                self.canary_diff = max(self.canary_diff, diff)
+                if not diff <= CANARY_LIMIT[self._wire]:
+                    raise VerificationError(
+                        f"weight sync {self.version}: vLLM on rank {rank} gives token {index + 1} "
+                        f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"
+                    )
+
+    def _actor_canary(self, token_ids: Sequence[int]) -> list[float] | None:
+        if not self._actor.here:
+            return None
+        count = len(token_ids) - 1
+        tokens = torch.tensor([token_ids])
+        one, rest = torch.tensor([1]), torch.tensor([count])
+        multiple = self._actor.layout.tp if self._actor.layout.sequence_parallel else 1
+        micro = build_micro_batch(tokens, one, rest, [0], count, None, multiple)
+        layout = self._actor.layout
+        copies = layout.pp if layout.vpp > 1 else 1
+        reports = self._actor.engine.forward([micro] * copies, logprob_reporter)
+        if not self._actor.is_owner:
+            return None
+        values: list[float] = reports[0]["logprobs"].cpu().tolist()
+        return values if all(map(math.isfinite, values)) else [math.nan] * count

@@ -1,0 +1,1 @@
+"""The driver loop, its phases, and the construction of a run."""

@@ -1,0 +1,261 @@
+"""Builds a run from a validated config: universe, then Megatron roles, then rollout engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from megarl.algorithms.kl import kl_controller
+from megarl.config.plan import RolePlan, RunPlan
+from megarl.config.schema import Config, ModelConfig, OptimizerConfig
+from megarl.data.order import PromptOrder
+from megarl.data.prompts import load_prompts
+from megarl.layout import hf_tensors, megatron_placement
+from megarl.mesh.control import Control
+from megarl.mesh.role_mesh import GroupFactory, RoleMesh
+from megarl.mesh.universe import Pool, Universe
+from megarl.models.engine import MegatronEngine, slice_of
+from megarl.models.transformer_config import torch_dtype
+from megarl.observe.logger import Logger
+from megarl.observe.progress import Progress
+from megarl.rewards.load import load_reward
+from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
+from megarl.roles.batching import MicroBatchLimit
+from megarl.roles.critic import Critic
+from megarl.roles.rollout import RolloutRole
+from megarl.roles.weight_sync import CanaryText, WeightSync
+from megarl.rollout.vllm_engine import VllmEngine, VllmSettings
+from megarl.train.run import Books, Run
+from megarl.types import Prompt, SamplingSpec
+from megarl.weights.load import load_weights
+from megarl.weights.source import FreshWeights, SafetensorsFolder, WeightSource
+
+
+class Builder:
+    """Holds what the parts of a run share while they are built."""
+
+    def __init__(self, config: Config, plan: RunPlan, universe: Universe) -> None:
+        self.config, self.plan, self.universe = config, plan, universe
+        self._factory = GroupFactory(config.run.timeout_s)
+        self._meshes: dict[tuple[Any, ...], RoleMesh] = {}
+
+    def role(
+        self,
+        name: str,
+        kind: type[Any],
+        role: RolePlan,
+        model: ModelConfig,
+        optimizer: OptimizerConfig | None,
+        total_steps: int,
+    ) -> Any:
+        """A Megatron role; its mesh and engine exist on the ranks of its pool only."""
+        pool = self.universe.pool_of(role.ranks)
+        algorithm = self.config.algorithm
+        dynamic = algorithm.use_dynamic_batch_size
+        limit = MicroBatchLimit(
+            None if dynamic else algorithm.micro_batch_size,
+            algorithm.max_tokens_per_gpu if dynamic else None,
+        )
+        mesh = engine = None
+        if self.universe.pool == pool:
+            mesh = RoleMesh(name, role.layout, self._factory)
+            engine = MegatronEngine(
+                role.hf,
+                role.shape,
+                mesh,
+                torch_dtype(model.dtype),
+                recompute_granularity=model.recompute_granularity,
+                optimizer=optimizer,
+                total_steps=total_steps,
+            )
+            source = weight_source(role, model, self.config.run.seed, name)
+            slice_ = slice_of(role.layout, mesh.rank)
+            placement = megatron_placement(role.shape, slice_, padded_vocab=False)
+            load_weights(source, placement, engine.parameters())
+            engine.weights_changed()
+        return kind(name, self.universe, pool, role.layout, limit, mesh, engine)
+
+    def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:
+        """The rollout role with this rank's engine."""
+        config, plan = self.config, self.plan
+        pool, engine = self.universe.pool_of(plan.rollout_ranks), None
+        if self.universe.pool == pool:
+            rollout = config.rollout
+
+            def decode(ids: Sequence[int]) -> str:
+                return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+            engine = VllmEngine(
+                VllmSettings(
+                    model=model_path,
+                    run_name=self.universe.launch.run_id,
+                    tensor_parallel_size=plan.rollout_tensor_parallel_size,
+                    dtype=rollout.dtype or config.actor.model.dtype,
+                    max_model_len=config.data.max_prompt_length + config.data.max_response_length,
+                    kv_cache_bytes=rollout.kv_cache_megabytes << 20,
+                    gpu_memory_utilization=rollout.gpu_memory_utilization,
+                    max_num_seqs=rollout.max_num_seqs,
+                    max_num_batched_tokens=rollout.max_num_batched_tokens,
+                    enforce_eager=rollout.enforce_eager,
+                    seed=config.run.seed,
+                    engine_args=dict(rollout.engine_args),
+                ),
+                decode,
+            )
+        return RolloutRole(self.universe, pool, plan.rollout_tensor_parallel_size, engine)
+
+
+def weight_source(role: RolePlan, model: ModelConfig, seed: int, name: str) -> WeightSource:
+    """Where a role's weights come from.
+
+    A role with a scalar head that starts from a folder without one gets a fresh head (zeros).
+    """
+    shapes = hf_tensors(role.shape)
+    if model.fresh:
+        return FreshWeights(shapes, role.shape.num_layers, seed)
+    folder = SafetensorsFolder(role.path)
+    head = role.shape.scalar_head
+    if head is None or head in folder.names:
+        return folder
+    return _WithFreshHead(folder, head, FreshWeights(shapes, role.shape.num_layers, seed))
+
+
+class _WithFreshHead:
+    def __init__(self, folder: SafetensorsFolder, head: str, fresh: FreshWeights) -> None:
+        self._folder, self._head, self._fresh = folder, head, fresh
+
+    def read(self, tensor: str, box: Any) -> torch.Tensor:
+        return (self._fresh if tensor == self._head else self._folder).read(tensor, box)
+
+
+def build_run(config: Config, plan: RunPlan, universe: Universe, control: Control) -> Run:
+    """The whole run on this rank."""
+    builder = Builder(config, plan, universe)
+    data, algorithm = config.data, config.algorithm
+    batch = data.rollout_batch_size * data.n_samples_per_prompt
+    updates = config.run.steps * algorithm.ppo_epochs * -(-batch // algorithm.global_batch_size)
+    tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
+    actor = builder.role(
+        "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, updates
+    )
+    critic = reference = None
+    if plan.critic is not None:
+        critic = builder.role(
+            "critic", Critic, plan.critic, config.critic.model, config.critic.optimizer, updates
+        )
+    if plan.reference is not None:
+        reference = builder.role(
+            "reference", PolicyRole, plan.reference, config.reference.model, None, 1
+        )
+    rollout = builder.rollout(tokenizer, plan.actor.path)
+    prompts = read_prompts(config, tokenizer, data.train_path)
+    held_out = read_prompts(config, tokenizer, data.eval_path)[: data.eval_size]
+    weight_sync = WeightSync(
+        universe,
+        control,
+        plan.actor.shape,
+        actor,
+        rollout,
+        wire_dtype=torch_dtype(config.rollout.dtype or config.actor.model.dtype),
+        bucket_bytes=config.weight_sync.bucket_megabytes << 20,
+        verify_interval=config.weight_sync.verify_interval,
+        canary=_canary(prompts) if config.weight_sync.canary else None,
+    )
+    return Run(
+        config=config,
+        universe=universe,
+        control=control,
+        actor=actor,
+        critic=critic,
+        reference=reference,
+        rollout=rollout,
+        weight_sync=weight_sync,
+        reward=load_reward(config.reward.function, **dict(config.reward.kwargs)),
+        prompts=prompts,
+        eval_prompts=held_out,
+        order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
+        sampling=SamplingSpec(
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+            max_response_length=data.max_response_length,
+            stop_token_ids=stop_tokens(plan.actor.path, tokenizer),
+        ),
+        policy_settings=_policy_settings(config),
+        kl_controller=kl_controller(
+            algorithm.kl_ctrl.type,
+            kl_coef=algorithm.kl_coef,
+            target_kl=algorithm.kl_ctrl.target_kl,
+            horizon=algorithm.kl_ctrl.horizon,
+        ),
+        books=_open_books(config, universe),
+    )
+
+
+def read_prompts(config: Config, tokenizer: Any, path: str) -> Sequence[Prompt]:
+    """The prompts of one file; none for an empty path."""
+    if not path:
+        return ()
+    data = config.data
+    return load_prompts(
+        path,
+        tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        prompt_key=data.prompt_column,
+        label_key=data.label_column,
+        source_key=data.source_column,
+    )
+
+
+def stop_tokens(path: str, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a response: the generation config's, and the tokenizer's."""
+    found: set[int] = set()
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    generation = Path(path) / "generation_config.json"
+    if generation.exists():
+        eos = json.loads(generation.read_text()).get("eos_token_id")
+        found |= set(eos) if isinstance(eos, list) else {eos} if eos is not None else set()
+    return tuple(sorted(found))
+
+
+def _canary(prompts: Sequence[Prompt]) -> CanaryText:
+    """At most 16 tokens of the first prompts: text that the models know."""
+    tokens: list[int] = []
+    for prompt in prompts[:16]:
+        tokens += prompt.token_ids
+    return CanaryText(tuple(tokens[:16]))
+
+
+def _policy_settings(config: Config) -> PolicyLossSettings:
+    algorithm = config.algorithm
+    low, high = algorithm.clip_ratio_low, algorithm.clip_ratio_high
+    return PolicyLossSettings(
+        clip_ratio_low=algorithm.clip_ratio if low is None else low,
+        clip_ratio_high=algorithm.clip_ratio if high is None else high,
+        clip_ratio_c=algorithm.clip_ratio_c,
+        entropy_coef=algorithm.entropy_coef,
+        kl_loss_coef=algorithm.kl_loss_coef if algorithm.use_kl_loss else 0.0,
+        kl_loss_type=algorithm.kl_loss_type,
+        loss_agg_mode=algorithm.loss_agg_mode,
+        norm_length=config.data.max_response_length,
+        ppo_epochs=algorithm.ppo_epochs,
+        temperature=config.rollout.temperature,
+    )
+
+
+def _open_books(config: Config, universe: Universe) -> Books:
+    if universe.rank != 0:
+        return Books(None, None)
+    logger = Logger(use_tensorboard=config.observe.use_tensorboard, log_dir=config.run.dir)
+    return Books(logger, Progress("train", config.run.steps, enabled=config.observe.progress))
+
+
+def universe_pools(plan: RunPlan) -> list[Pool]:
+    """The plan's pools by name."""
+    return [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]

@@ -1,0 +1,87 @@
+"""Greedy evaluation on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from megarl.mesh.control import Control
+from megarl.rewards.base import RewardFunction
+from megarl.rewards.base import score as score_rewards
+from megarl.roles.rollout import RolloutRole
+from megarl.types import Prompt, RolloutRequest, SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One held-out prompt's greedy answer."""
+
+    row: int
+    prompt: str
+    label: str
+    text: str
+    reward: float
+    finished: bool
+    source: str
+    token_ids: tuple[int, ...]
+
+    @property
+    def right(self) -> bool:
+        """Full marks, and the answer ended by itself."""
+        return self.reward >= 1.0 - 1e-6 and self.finished
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All answers, in the order of the prompts; equal on all ranks."""
+
+    answers: tuple[Answer, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(answer.right for answer in self.answers) / max(len(self.answers), 1)
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy and mean reward, in all and per source."""
+        count = max(len(self.answers), 1)
+        out = {
+            "eval/accuracy": self.accuracy,
+            "eval/reward_mean": sum(answer.reward for answer in self.answers) / count,
+            "eval/finished": sum(answer.finished for answer in self.answers) / count,
+        }
+        sources = sorted({answer.source for answer in self.answers})
+        for source in sources if len(sources) > 1 else []:
+            own = [answer.right for answer in self.answers if answer.source == source]
+            out[f"eval/accuracy/{source}"] = sum(own) / len(own)
+        return out
+
+
+def evaluate(
+    rollout: RolloutRole,
+    control: Control,
+    reward: RewardFunction,
+    reward_name: str,
+    prompts: Sequence[Prompt],
+    sampling: SamplingSpec,
+) -> Evaluation:
+    """Answer every prompt greedily and score the answers; all ranks call it together."""
+    greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
+    requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
+    rollouts = rollout.generate(requests, greedy)
+    rewards = score_rewards(reward, reward_name, rollouts)
+    own = [
+        Answer(
+            one.request.row,
+            one.request.prompt.text,
+            one.request.prompt.label,
+            one.text,
+            score,
+            one.finish_reason == "stop",
+            one.request.prompt.source,
+            one.response_ids,
+        )
+        for one, score in zip(rollouts, rewards, strict=True)
+    ]
+    answers = [answer for rank in control.gather(own) for answer in rank]
+    return Evaluation(tuple(sorted(answers, key=lambda answer: answer.row)))

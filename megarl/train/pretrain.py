@@ -1,0 +1,128 @@
+"""Pretraining on a text file: next-token loss of the actor's model, from new weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from megarl.config.plan import RunPlan
+from megarl.config.schema import Config
+from megarl.data.order import PromptOrder
+from megarl.data.rows import read_rows
+from megarl.errors import DataError
+from megarl.mesh.control import Control
+from megarl.mesh.universe import Universe
+from megarl.models.micro_batch import LossInputs, MicroBatch
+from megarl.models.transformer_config import torch_dtype
+from megarl.observe.logger import Logger
+from megarl.observe.progress import Progress
+from megarl.roles.actor import Actor, mini_batch_weights
+from megarl.roles.export import export_hf
+from megarl.roles.step_rows import StepRows
+from megarl.runtime.bringup import read_launch
+from megarl.train.build import Builder, universe_pools
+from megarl.train.main import prepare_process
+
+
+def run_pretraining(config: Config, plan: RunPlan) -> int:
+    """Train on this rank and write `<run.dir>/model`; returns the exit status.
+
+    data.train_path is jsonl or parquet, whose column data.prompt_column holds the texts; each
+    optimizer step sees algorithm.global_batch_size of them.
+    """
+    launch = read_launch(os.environ)
+    prepare_process(launch)
+    universe = Universe(launch, universe_pools(plan), config.run.timeout_s)
+    control = Control(universe, lambda sequence, verb: None)
+    texts = read_texts(config, plan.actor.path)
+    actor: Actor = Builder(config, plan, universe).role(
+        "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, config.run.steps
+    )
+    _train(config, universe, control, actor, texts)
+    dtype = torch_dtype(config.actor.model.dtype)
+    folder = Path(config.run.dir) / "model"
+    export_hf(universe, actor, plan.actor.shape, dtype, folder, plan.actor.path)
+    universe.close()
+    return 0
+
+
+def read_texts(config: Config, tokenizer_path: str) -> list[Tensor]:
+    """int64 token ids of every text, closed by the end-of-text token, cut to the longest length."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    column = config.data.prompt_column
+    texts: list[str] = []
+    for place, row in read_rows(Path(config.data.train_path)):
+        if column not in row:
+            raise DataError(f"{place}: no column {column!r}; it has {', '.join(row)}")
+        texts.append(str(row[column]))
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = tokenizer(texts, add_special_tokens=True)["input_ids"]
+    return [torch.tensor((one + end)[:longest]) for one in ids]
+
+
+def _train(
+    config: Config, universe: Universe, control: Control, actor: Actor, texts: Sequence[Tensor]
+) -> None:
+    batch_size = config.algorithm.global_batch_size
+    order = PromptOrder(len(texts), batch_size, config.run.seed)
+    first = universe.rank == 0
+    logger = Logger(config.observe.use_tensorboard, config.run.dir) if first else None
+    progress = Progress("pretrain", config.run.steps, config.observe.progress) if first else None
+    for step in range(config.run.steps):
+        started = time.perf_counter()
+        metrics = _step(control, actor, [texts[index] for index in order.next()])
+        wall = time.perf_counter() - started
+        metrics |= {"timing_s/step": wall, "perf/tokens_per_s": metrics["tokens"] / wall}
+        if logger is not None and progress is not None:
+            logger.log(metrics, step + 1)
+            progress.advance(loss=metrics["loss"], tokens_per_s=metrics["perf/tokens_per_s"])
+    if logger is not None and progress is not None:
+        logger.close()
+        progress.close()
+
+
+def _step(control: Control, actor: Actor, texts: Sequence[Tensor]) -> dict[str, float]:
+    """One optimizer step on a batch of texts: the first token is given, the others are learned."""
+    control.enter("pretrain")
+    count = len(texts)
+    rows = StepRows(
+        group=tuple(range(count)),
+        prompt_length=(1,) * count,
+        response_length=tuple(text.numel() - 1 for text in texts),
+        mini_batches=(tuple(range(count)),),
+    )
+    dealt = actor.deal(rows)
+    batch = actor.take_rows(dealt, dict(enumerate(texts)))
+    facts = {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0}
+    if batch is not None:
+        weights = mini_batch_weights(batch, rows.mini_batches[0], "token-mean", 1)
+        inputs = LossInputs(weights=weights.reshape(-1))
+        reports, step = actor.train_on(batch, rows.mini_batches[0], inputs, _next_token_loss)
+        if actor.is_owner:
+            facts["loss"] = sum(float(report["loss"]) for _, report in reports)
+        if control.is_rank(actor.pool.ranks[actor.layout.owner(0)]):
+            facts |= {"grad_norm": step.grad_norm, "lr": step.lr}
+    return control.agree(facts) | {"tokens": float(sum(text.numel() for text in texts))}
+
+
+def _next_token_loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    logprobs, _ = output
+    assert batch.inputs.weights is not None
+    loss = -(logprobs * batch.inputs.weights.to(logprobs.device)).sum()
+    return loss, {"loss": loss.detach().clone()}
+
+
+def write_texts(path: str | Path, texts: Sequence[str]) -> None:
+    """Write texts as jsonl rows {"text": ...}, as `run_pretraining` reads them."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    Path(path).write_text("".join(lines))

@@ -1,0 +1,165 @@
+"""A run: its roles, data and books. What the driver's phases read, and what ends a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from megarl.algorithms.kl import KLController
+from megarl.config.schema import Config
+from megarl.data.order import PromptOrder
+from megarl.mesh.control import Control
+from megarl.mesh.universe import Universe
+from megarl.observe.logger import Logger
+from megarl.observe.progress import Progress
+from megarl.observe.timing import Phases
+from megarl.reshard.executor import SyncReport
+from megarl.rewards.base import RewardFunction
+from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
+from megarl.roles.critic import Critic
+from megarl.roles.megatron_role import MegatronRole
+from megarl.roles.rollout import RolloutRole
+from megarl.roles.weight_sync import WeightSync
+from megarl.runtime.device import peak_memory_bytes
+from megarl.train.evaluate import Evaluation, evaluate
+from megarl.types import Prompt, SamplingSpec
+
+
+@dataclass
+class Books:
+    """What is written while the run goes on; the logger and the bar exist on rank 0 only."""
+
+    logger: Logger | None
+    progress: Progress | None
+    phases: Phases = field(default_factory=Phases)
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    """Step (0 is before the first) -> evaluation."""
+    sync: dict[str, float] = field(default_factory=dict)
+    step_started: float = 0.0
+
+
+@dataclass
+class Run:
+    """Everything of a run on this rank; fields hold the same on all ranks unless they say so."""
+
+    config: Config
+    universe: Universe
+    control: Control
+    actor: Actor
+    critic: Critic | None
+    reference: PolicyRole | None
+    rollout: RolloutRole
+    weight_sync: WeightSync
+    reward: RewardFunction
+    prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
+    order: PromptOrder
+    sampling: SamplingSpec
+    policy_settings: PolicyLossSettings
+    kl_controller: KLController
+    books: Books
+    step: int = 0
+
+    @property
+    def temperature(self) -> float:
+        """What Megatron divides its logits by: the sampling temperature."""
+        return self.sampling.temperature
+
+    def megatron_roles(self) -> dict[str, MegatronRole]:
+        """The roles that hold Megatron models."""
+        roles = {"actor": self.actor, "critic": self.critic, "reference": self.reference}
+        return {name: role for name, role in roles.items() if role is not None}
+
+    def needs_old_logprobs(self, num_mini_batches: int) -> bool:
+        """Whether old log-probs differ from the update's own, or something else reads them."""
+        algorithm = self.config.algorithm
+        single = algorithm.ppo_epochs == 1 and num_mini_batches == 1
+        warming = self.step < algorithm.critic_warmup
+        return not single or warming or self.reference is not None
+
+    @contextmanager
+    def verb(self, name: str) -> Iterator[None]:
+        """One numbered verb: announced to the peers, timed as `timing_s/<name>`."""
+        self.control.enter(name)
+        with self.books.phases(name):
+            yield
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are still to be made."""
+        for step in range(self.step, self.config.run.steps):
+            self.step = step
+            self.books.step_started = time.perf_counter()
+            yield step
+
+    def next_prompts(self) -> list[Prompt]:
+        """The step's prompts, the same on every rank."""
+        return [self.prompts[index] for index in self.order.next()]
+
+    def note_sync(self, report: SyncReport) -> None:
+        """Keep a sync's numbers for the step's metrics."""
+        self.books.sync = {
+            "reshard/seconds": report.seconds,
+            "reshard/bytes_received": float(report.bytes_received),
+            "reshard/bytes_local": float(report.bytes_local),
+            "reshard/bytes_lower_bound": float(report.lower_bound_bytes),
+            "reshard/messages": float(report.messages),
+            "reshard/regions_verified": float(report.regions_verified),
+        }
+
+    def finish_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the step, show it, evaluate when due."""
+        metrics = metrics | self._sync_metrics() | self._timing_metrics(metrics)
+        metrics["run/weight_version"] = float(self.weight_sync.version)
+        self.step = step + 1
+        if self.books.logger is not None:
+            self.books.logger.log(metrics, step + 1)
+        if self.books.progress is not None:
+            self.books.progress.advance(
+                reward=metrics["reward_mean"],
+                kl=metrics.get("actor/ref_kl", metrics.get("actor/ppo_kl", 0.0)),
+                tokens_per_s=metrics["perf/tokens_per_s"],
+            )
+        self.evaluate_if_due()
+
+    def evaluate_if_due(self) -> None:
+        """Greedy answers on the held-out prompts, where this step asks for them."""
+        interval, steps = self.config.run.eval_interval, self.config.run.steps
+        due = self.step in (0, steps) or (interval > 0 and self.step % interval == 0)
+        if not due or not self.eval_prompts or self.step in self.books.evaluations:
+            return
+        with self.verb("evaluate"):
+            result = evaluate(
+                self.rollout,
+                self.control,
+                self.reward,
+                self.config.reward.function,
+                self.eval_prompts,
+                self.sampling,
+            )
+        self.books.phases.pop()
+        self.books.evaluations[self.step] = result
+        if self.books.logger is not None:
+            self.books.logger.log(result.metrics(), self.step)
+
+    def _sync_metrics(self) -> dict[str, float]:
+        """The sync's bytes over all ranks, and the slowest rank's time."""
+        answers = self.control.gather(self.books.sync)
+        total = {name: sum(answer[name] for answer in answers) for name in answers[0]}
+        total["reshard/seconds"] = max(answer["reshard/seconds"] for answer in answers)
+        total["reshard/canary_diff"] = self.weight_sync.canary_diff
+        return total
+
+    def _timing_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        wall = time.perf_counter() - self.books.step_started
+        timing = self.books.phases.pop()
+        timing["timing_s/step"] = wall
+        tokens = metrics["tokens/prompt"] + metrics["tokens/response"]
+        generation = max(timing.get("timing_s/generate", 0.0), 1e-9)
+        perf = {
+            "perf/tokens_per_s": tokens / wall,
+            "perf/generated_tokens_per_s": metrics["tokens/response"] / generation,
+            "perf/peak_memory_gib": sum(self.control.gather(peak_memory_bytes())) / 2**30,
+        }
+        return timing | perf

@@ -1,0 +1,83 @@
+"""Writing a Hugging Face folder: shard by shard, aside, renamed when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "added_tokens.json",
+)
+"""What travels along with the weights, where it is there."""
+
+
+def shard_tensors(
+    shapes: Mapping[str, tuple[int, ...]], itemsize: int, max_shard_bytes: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Tensors of each file, in order, at most `max_shard_bytes` unless one alone is larger."""
+    shard: dict[str, tuple[int, ...]] = {}
+    size = 0
+    for name, shape in shapes.items():
+        nbytes = itemsize * int(torch.Size(shape).numel())
+        if shard and size + nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = shape
+        size += nbytes
+    if shard:
+        yield shard
+
+
+class FolderWriter:
+    """Writes shards into `<folder>.partial` and renames it when `finish` is called."""
+
+    def __init__(self, folder: str | Path, template: str | Path, num_shards: int) -> None:
+        self._folder = Path(folder)
+        self._partial = self._folder.with_name(self._folder.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        for name in COMPANIONS:
+            if (Path(template) / name).exists():
+                shutil.copy2(Path(template) / name, self._partial / name)
+        self._num_shards = num_shards
+        self._map: dict[str, str] = {}
+        self._bytes = 0
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the next shard."""
+        index = len(set(self._map.values())) + 1
+        name = f"model-{index:05d}-of-{self._num_shards:05d}.safetensors"
+        if self._num_shards == 1:
+            name = "model.safetensors"
+        save_file(dict(tensors), str(self._partial / name), metadata={"format": "pt"})
+        self._map.update(dict.fromkeys(tensors, name))
+        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+
+    def finish(self, dtype: torch.dtype) -> None:
+        """Write index and config, then make the folder visible under its name."""
+        if self._num_shards > 1:
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": self._map}
+            text = json.dumps(index, indent=2)
+            (self._partial / "model.safetensors.index.json").write_text(text)
+        config = json.loads((self._partial / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (self._partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.replace(self._partial, self._folder)
