@@ -72,14 +72,17 @@ setup(
         "numpy",
         "omegaconf",
         "tensorboard",
+        "rich",
     ],
     extras_require={
         # Rollouts on GPUs. (The CPU build of vLLM needs --no-deps: see requirements/.)
         "gpu": ["vllm"],
         # Megatron's fused layers and packed sequences, on GPUs; builds against the torch there is.
         "te": ["transformer-engine[pytorch]"],
-        # Procedural reasoning tasks for the demo and the examples.
-        "demo": ["reasoning-gym"],
+        # Prompts in Parquet files.
+        "parquet": ["pyarrow"],
+        # The demos: procedural reasoning tasks, plots, weights out of a GGUF file.
+        "demo": ["reasoning-gym", "matplotlib", "gguf"],
         # Tests, lint and types.
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
     },

@@ -12,7 +12,10 @@ from typing import Any
 
 @dataclass
 class MeshConfig:
-    """The 3D mesh of one role; data parallelism fills what is left of the pool."""
+    """The 3D mesh of one role; data parallelism fills what is left of the pool.
+
+    Shorthand: t2p2d4 (also c, v, e, et, +sp), as in `actor.mesh=t2p2`.
+    """
 
     tensor_model_parallel_size: int = 1
     """Ranks that share each layer's matrices."""
@@ -32,6 +35,8 @@ class MeshConfig:
     """Layers of the first stage, where stages are uneven."""
     num_layers_in_last_pipeline_stage: int | None = None
     """Layers of the last stage, where stages are uneven."""
+    data_parallel_size: int | None = None
+    """Model replicas; None: as many as the pool holds. A number is only checked against that."""
 
 
 @dataclass
@@ -258,6 +263,9 @@ class ObserveConfig:
 class RunConfig:
     """The run itself."""
 
+    world_size: int | None = None
+    """Processes that `megarl train` starts on this machine, where no launcher started it; None:
+    what resources names, or else what the actor's mesh asks for."""
     dir: str = "runs/default"
     """Run folder: logs, metrics, resolved settings, exported model."""
     steps: int = 100

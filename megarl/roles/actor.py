@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from megarl.algorithms.kl import kl_estimate
 from megarl.algorithms.losses import policy_loss, token_weights, weighted_sum
 from megarl.algorithms.stats import PolicyStats
-from megarl.models.micro_batch import LossInputs, MicroBatch
+from megarl.models.micro_batch import LossInputs, MicroBatch, build_micro_batch
 from megarl.models.optimizer import StepResult
 from megarl.models.schedule import Loss
 from megarl.roles.megatron_role import MegatronRole, RoleBatch
@@ -62,6 +63,32 @@ def logprob_reporter(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, 
     """A loss that only reports the log-probs of a policy model."""
     logprobs, _ = output
     return logprobs.sum(), {"logprobs": logprobs.detach()}
+
+
+def sequence_logprobs(role: MegatronRole, token_ids: Sequence[int]) -> list[float] | None:
+    """Log-prob of each token of a text after its first, temperature 1; None except on owners.
+
+    All ranks of the role's pool call it together; every slice computes the same.
+    """
+    if not role.here:
+        return None
+    count = len(token_ids) - 1
+    layout = role.layout
+    micro = build_micro_batch(
+        torch.tensor([list(token_ids)]),
+        torch.tensor([1]),
+        torch.tensor([count]),
+        [0],
+        count,
+        None,
+        layout.tp if layout.sequence_parallel else 1,
+    )
+    copies = layout.pp if layout.vpp > 1 else 1
+    reports = role.engine.forward([micro] * copies, logprob_reporter)
+    if not role.is_owner:
+        return None
+    values: list[float] = reports[0]["logprobs"].cpu().tolist()
+    return values
 
 
 class PolicyRole(MegatronRole):

@@ -8,8 +8,6 @@ canary, the log-probs of a fixed text on both engines.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +26,8 @@ from megarl.layout import (
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import slice_of
-from megarl.models.micro_batch import build_micro_batch
 from megarl.reshard.executor import Resharder, SyncReport
-from megarl.roles.actor import Actor, logprob_reporter
+from megarl.roles.actor import Actor, sequence_logprobs
 from megarl.roles.rollout import RolloutRole
 
 CANARY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 1.5}
@@ -132,7 +129,7 @@ class WeightSync:
             )
 
     def _check_canary(self, canary: CanaryText) -> None:
-        ours, theirs = self._actor_canary(canary.token_ids), None
+        ours, theirs = sequence_logprobs(self._actor, canary.token_ids), None
         if self._rollout.here:
             theirs = self._rollout.engine.prompt_logprobs(canary.token_ids)
         answers = self._control.gather((ours, theirs if self._rollout.is_lead else None))
@@ -147,19 +144,3 @@ class WeightSync:
                         f"weight sync {self.version}: vLLM on rank {rank} gives token {index + 1} "
                         f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"
                     )
-
-    def _actor_canary(self, token_ids: Sequence[int]) -> list[float] | None:
-        if not self._actor.here:
-            return None
-        count = len(token_ids) - 1
-        tokens = torch.tensor([token_ids])
-        one, rest = torch.tensor([1]), torch.tensor([count])
-        multiple = self._actor.layout.tp if self._actor.layout.sequence_parallel else 1
-        micro = build_micro_batch(tokens, one, rest, [0], count, None, multiple)
-        layout = self._actor.layout
-        copies = layout.pp if layout.vpp > 1 else 1
-        reports = self._actor.engine.forward([micro] * copies, logprob_reporter)
-        if not self._actor.is_owner:
-            return None
-        values: list[float] = reports[0]["logprobs"].cpu().tolist()
-        return values if all(map(math.isfinite, values)) else [math.nan] * count

@@ -147,7 +147,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """See RolloutEngine; vLLM also destroys the default process group."""
-        self._engine.model_executor.shutdown()
+        self._engine.engine_core.shutdown()
 
     def _read_inbox(self) -> None:
         """The lead's mail of this step, on every rank of the replica."""

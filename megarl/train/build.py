@@ -18,7 +18,7 @@ from megarl.data.prompts import load_prompts
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
-from megarl.mesh.universe import Pool, Universe
+from megarl.mesh.universe import Universe
 from megarl.models.engine import MegatronEngine, slice_of
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.logger import Logger
@@ -168,6 +168,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     )
     return Run(
         config=config,
+        actor_path=plan.actor.path,
+        shape=plan.actor.shape,
         universe=universe,
         control=control,
         actor=actor,
@@ -254,8 +256,3 @@ def _open_books(config: Config, universe: Universe) -> Books:
         return Books(None, None)
     logger = Logger(use_tensorboard=config.observe.use_tensorboard, log_dir=config.run.dir)
     return Books(logger, Progress("train", config.run.steps, enabled=config.observe.progress))
-
-
-def universe_pools(plan: RunPlan) -> list[Pool]:
-    """The plan's pools by name."""
-    return [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
+import torch.distributed as dist
+
 from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.mesh.control import Control
-from megarl.mesh.universe import Universe
+from megarl.mesh.universe import Pool, Universe
 from megarl.runtime.bringup import Launch, read_launch
 from megarl.runtime.device import bind_device, on_cuda
+from megarl.runtime.watch import Watch
 
 
 def prepare_process(launch: Launch) -> None:
@@ -21,15 +24,61 @@ def prepare_process(launch: Launch) -> None:
         megatron_cpu.install()
 
 
+class Session:
+    """A rank's life in a run: joins the universe, watches the peers, leaves in order.
+
+    Use as `with Session(...) as session`: an exception inside ends all ranks with its cause.
+    """
+
+    def __init__(self, plan: RunPlan, timeout_s: float, stall_timeout_s: float) -> None:
+        launch = read_launch(os.environ)
+        prepare_process(launch)
+        pools = [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]
+        self.universe = Universe(launch, pools, timeout_s)
+        facts = self.universe.all_gather((self.universe.hosts[launch.rank], os.getpid()))
+        here = facts[launch.rank][0]
+        self.watch = Watch(
+            dist.PrefixStore(f"watch/{launch.attempt}", self.universe.root_store.clone()),
+            launch.rank,
+            launch.world_size,
+            {rank: pid for rank, (host, pid) in enumerate(facts) if host == here},
+            launch.run_id,
+            stall_timeout_s,
+        )
+        self.control = Control(self.universe, self.watch.announce)
+
+    def __enter__(self) -> Session:
+        self.watch.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.watch.fail(error)
+        self.universe.barrier()
+        self.watch.leave()
+        self.universe.barrier()
+        self.watch.stop()
+        self.universe.close()
+
+
 def run_training(config: Config, plan: RunPlan) -> int:
     """Train on this rank; returns the exit status."""
-    launch = read_launch(os.environ)
-    prepare_process(launch)
-    from megarl.train.build import build_run, universe_pools
-    from megarl.train.driver import train
+    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+        # Megatron and vLLM may be imported only after the process is prepared.
+        from megarl.train.build import build_run
+        from megarl.train.driver import train
+        from megarl.train.finish import finish_run
 
-    universe = Universe(launch, universe_pools(plan), config.run.timeout_s)
-    control = Control(universe, lambda sequence, verb: None)
-    run = build_run(config, plan, universe, control)
-    train(run)
+        run = build_run(config, plan, session.universe, session.control)
+        train(run)
+        finish_run(run)
+    return 0
+
+
+def run_pretraining(config: Config, plan: RunPlan) -> int:
+    """Pretrain on this rank; returns the exit status."""
+    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+        from megarl.train.pretrain import pretrain
+
+        pretrain(config, plan, session.universe, session.control)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,34 +23,32 @@ from megarl.models.micro_batch import LossInputs, MicroBatch
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.logger import Logger
 from megarl.observe.progress import Progress
-from megarl.roles.actor import Actor, mini_batch_weights
+from megarl.roles.actor import Actor, mini_batch_weights, sequence_logprobs
 from megarl.roles.export import export_hf
 from megarl.roles.step_rows import StepRows
-from megarl.runtime.bringup import read_launch
-from megarl.train.build import Builder, universe_pools
-from megarl.train.main import prepare_process
+from megarl.train.build import Builder
 
 
-def run_pretraining(config: Config, plan: RunPlan) -> int:
-    """Train on this rank and write `<run.dir>/model`; returns the exit status.
+def pretrain(config: Config, plan: RunPlan, universe: Universe, control: Control) -> None:
+    """Train on this rank, then write `<run.dir>/model` and `<run.dir>/probe.json`.
 
     data.train_path is jsonl or parquet, whose column data.prompt_column holds the texts; each
-    optimizer step sees algorithm.global_batch_size of them.
+    optimizer step sees algorithm.global_batch_size of them. The probe holds a text's tokens and
+    their log-probs by Megatron, to compare the written model with.
     """
-    launch = read_launch(os.environ)
-    prepare_process(launch)
-    universe = Universe(launch, universe_pools(plan), config.run.timeout_s)
-    control = Control(universe, lambda sequence, verb: None)
     texts = read_texts(config, plan.actor.path)
     actor: Actor = Builder(config, plan, universe).role(
         "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, config.run.steps
     )
     _train(config, universe, control, actor, texts)
     dtype = torch_dtype(config.actor.model.dtype)
-    folder = Path(config.run.dir) / "model"
-    export_hf(universe, actor, plan.actor.shape, dtype, folder, plan.actor.path)
-    universe.close()
-    return 0
+    folder = Path(config.run.dir)
+    export_hf(universe, actor, plan.actor.shape, dtype, folder / "model", plan.actor.path)
+    probe = [int(token) for text in texts[:8] for token in text][:64]
+    logprobs = [one for one in control.gather(sequence_logprobs(actor, probe)) if one is not None]
+    if universe.rank == 0:
+        content = {"token_ids": probe, "logprobs": logprobs[0]}
+        (folder / "probe.json").write_text(json.dumps(content))
 
 
 def read_texts(config: Config, tokenizer_path: str) -> list[Tensor]:

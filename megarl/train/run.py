@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from megarl.algorithms.kl import KLController
 from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
+from megarl.layout import ModelShape
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.observe.logger import Logger
@@ -45,6 +46,10 @@ class Run:
     """Everything of a run on this rank; fields hold the same on all ranks unless they say so."""
 
     config: Config
+    actor_path: str
+    """Hugging Face folder the actor started from."""
+    shape: ModelShape
+    """The actor's."""
     universe: Universe
     control: Control
     actor: Actor

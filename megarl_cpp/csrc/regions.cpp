@@ -55,8 +55,7 @@ inline __attribute__((always_inline)) uint64_t sum_run(const From* x, int64_t st
                                                        uint64_t i) {
   uint64_t sum = 0;
   for (int64_t k = 0; k < n; ++k) {
-    const uint64_t bits = convert<To, From, kCast>(x[k * stride]);
-    sum += (bits + 1) * weight(i + k);
+    sum += digest_term<To>(convert<To, From, kCast>(x[k * stride]), i + k);
   }
   return sum;
 }

@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = min(begin + kTile, r.numel());
   unsigned long long sum = 0;
   for (int64_t e = begin + threadIdx.x; e < end; e += kThreads) {
-    const uint64_t bits = convert<To, From, kCast>(from[place(r, e)]);
-    sum += (bits + 1) * weight(static_cast<uint64_t>(e));
+    const To bits = convert<To, From, kCast>(from[place(r, e)]);
+    sum += digest_term<To>(bits, static_cast<uint64_t>(e));
   }
   for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lane);
   if (threadIdx.x % 32 == 0) atomicAdd(&out[region], sum);

@@ -47,12 +47,22 @@ MEGARL_HD inline To convert(From value) {
 }
 
 // Digest of a region: sum over i of (bits[i] + 1) * weight(i) mod 2^64. Weights are odd, so one
-// changed element always changes the sum; they follow no pattern, so neither do what cancels.
-// A sum may be taken in any order and in parts, on any device.
+// changed element always changes the sum; they follow no pattern, so that several changes cancel
+// only by chance. A sum may be taken in any order and in parts, on any device.
 MEGARL_HD inline uint64_t weight(uint64_t i) {
   uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull;
   z = (z ^ (z >> 32)) * 0xd6e8feb86659fd93ull;
   return (z ^ (z >> 29)) | 1ull;
+}
+
+template <class T>
+MEGARL_HD inline uint64_t digest_term(T bits, uint64_t i) {
+  if constexpr (sizeof(T) == 8) {
+    // In halves: an odd weight leaves bit 63 where it is, and two flips of it would cancel.
+    return ((bits & 0xffffffffull) + 1) * weight(i) + (bits >> 32) * weight(~i);
+  } else {
+    return (static_cast<uint64_t>(bits) + 1) * weight(i);
+  }
 }
 
 inline int64_t item_size(int dtype) {

@@ -81,10 +81,8 @@ def cast(tensor: torch.Tensor, dtype: DType) -> torch.Tensor:
     if dtype == "bfloat16":
         out.view(torch.int16)[torch.isnan(tensor)] = 0x7FC0
     else:  # widening is exact, payloads of NaN included
-        out = (
-            tensor.clone(memory_format=torch.contiguous_format).view(torch.int16).to(torch.int32)
-            << 16
-        ).view(torch.float32)
+        halves = tensor.clone(memory_format=torch.contiguous_format).view(torch.int16)
+        out = (halves.to(torch.int32) << 16).view(torch.float32)
     return out
 
 
@@ -135,13 +133,19 @@ def test_copy(spec: Spec, order: list[int], pair: tuple[DType, DType], seed: int
     assert torch.equal(bits(target), bits(cast(view, dst)))
 
 
+def weights(index: np.ndarray) -> np.ndarray:
+    z = (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return (z ^ (z >> np.uint64(29))) | np.uint64(1)
+
+
 def digest_reference(tensor: torch.Tensor) -> int:
     unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
     x = bits(tensor.reshape(-1)).numpy().view(unsigned[tensor.element_size()]).astype(np.uint64)
-    z = np.arange(1, x.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    weight = (z ^ (z >> np.uint64(29))) | np.uint64(1)
-    return int(((x + np.uint64(1)) * weight).sum().view(np.int64))
+    i = np.arange(x.size, dtype=np.uint64)
+    low, high = x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)
+    terms = (low + np.uint64(1)) * weights(i) + high * weights(~i)
+    return int(terms.sum().view(np.int64))
 
 
 @settings(max_examples=100, deadline=None)
@@ -175,6 +179,20 @@ def test_digest_detects() -> None:
     ordinary = torch.arange(8.0).reshape(2, 4)
     seen |= {digest_of(ordinary), digest_of(ordinary.flip(0)), digest_of(ordinary.flip(1))}
     assert len(seen) == 1 + x.numel() + 50 + 39 + 3 + 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "raw8"])
+def test_two_flipped_signs_do_not_cancel(dtype: DType) -> None:
+    x = random_values(64, dtype, seed=3)
+    raw = x.view(torch.uint8).reshape(64, -1)
+    table = RegionTable([(x.data_ptr(), 64, 0, (1,), (64,), 0)])
+    seen = {int(native.digest(table, dtype=dtype)[0])}
+    for i in range(64):
+        for j in range(i):
+            raw[[i, j], -1] ^= 0x80
+            seen.add(int(native.digest(table, dtype=dtype)[0]))
+            raw[[i, j], -1] ^= 0x80
+    assert len(seen) == 1 + 64 * 63 // 2
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])

@@ -1,0 +1,214 @@
+"""Failure watch: when one rank fails, every rank ends within seconds and says why.
+
+A rank that fails writes its cause to the store. A thread on every rank polls the store, and the
+processes of its own node, and ends its process even when the main thread is blocked in a collective
+or in vLLM. Shared memory of the run is unlinked on the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megarl.errors import MegaRLError
+
+POLL_S = 0.5
+GRACE_S = 3.0
+"""How long a rank waits for a better cause than its own, and for its peers to read it."""
+FAILURE_KEY = "failure"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Watch:
+    """Watches this rank's peers; `guard` it around everything the rank does."""
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        pids: dict[int, int],
+        run_name: str,
+        stall_timeout_s: float,
+    ) -> None:
+        """store: a connection of the watch's own; pids: rank -> process, of this node's ranks."""
+        self._store, self.rank, self._world = store, rank, world_size
+        self._pids, self._run_name = pids, run_name
+        self._stall_timeout_s = stall_timeout_s
+        self._verbs: list[tuple[int, str]] = [(0, "start")]
+        self._since = time.monotonic()
+        self._published = -1
+        self._done = threading.Event()
+        self._ending = threading.Lock()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._warned = False
+        self._thread = threading.Thread(target=self._loop, name="megarl-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin watching; SIGTERM wakes the watch even when the main thread is blocked."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._thread.start()
+
+    def announce(self, sequence: int, verb: str) -> None:
+        """The main thread begins verb number `sequence`."""
+        self._verbs = [*self._verbs[-15:], (sequence, verb)]
+        self._since = time.monotonic()
+        self._warned = False
+
+    def stop(self) -> None:
+        """End watching, at the orderly end of a run."""
+        self._done.set()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._thread.join(timeout=2 * POLL_S + GRACE_S)
+
+    def fail(self, error: BaseException) -> None:
+        """Report this rank's error, or the one that caused it elsewhere, and end the process."""
+        if not isinstance(error, MegaRLError):
+            traceback.print_exception(error)
+        if _is_lost_peer(error):
+            self._await_other_cause()
+        sequence, verb = self._verbs[-1]
+        what = f"{error}" if isinstance(error, MegaRLError) else f"{type(error).__name__}: {error}"
+        code = error.exit_code if isinstance(error, MegaRLError) else 1
+        self._end(self._record(self.rank, f"verb {sequence} ({verb})", what, code))
+
+    def _record(self, rank: int, where: str, what: str, code: int) -> dict[str, Any]:
+        """Write a failure unless there is one; returns the one that counts."""
+        mine = {"rank": rank, "where": where, "what": what, "code": code}
+        try:
+            first = self._store.compare_set(FAILURE_KEY, "", json.dumps(mine))
+            return dict(json.loads(first))
+        except (RuntimeError, ValueError):
+            return mine
+
+    def _await_other_cause(self) -> None:
+        """Wait for the cause behind a lost connection; `_loop` ends the process when it comes."""
+        time.sleep(GRACE_S)
+
+    def _loop(self) -> None:
+        while not self._done.is_set():
+            woken, _, _ = select.select([self._wake_read], [], [], POLL_S)
+            try:
+                self._look(terminated=bool(woken))
+            except (RuntimeError, dist.DistError) as error:
+                time.sleep(1.0)
+                if not self._done.is_set():
+                    what = f"the store is gone, so node 0 has ended ({error})"
+                    self._end({"rank": 0, "where": "the store", "what": what, "code": 1})
+
+    def _look(self, terminated: bool) -> None:
+        if self._store.check([FAILURE_KEY]):
+            self._end(json.loads(self._store.get(FAILURE_KEY)))
+        for rank, pid in self._pids.items():
+            if rank != self.rank and not _alive(pid) and not self._left(rank):
+                what = f"the process {pid} is gone without a word: killed, or out of memory"
+                self._end(self._record(rank, "its process", what, 1))
+        if terminated:
+            time.sleep(POLL_S)  # a peer's cause may be on its way
+            if self._store.check([FAILURE_KEY]):
+                self._end(json.loads(self._store.get(FAILURE_KEY)))
+            self._end(self._record(self.rank, "a signal", "SIGTERM from outside", 143))
+        self._publish()
+        if time.monotonic() - self._since > self._stall_timeout_s:
+            self._compare_verbs()
+
+    def _left(self, rank: int) -> bool:
+        """Whether a rank ended in order."""
+        return bool(self._store.check([f"left/{rank}"]))
+
+    def leave(self) -> None:
+        """Say that this rank ends in order."""
+        self._store.set(f"left/{self.rank}", "1")
+
+    def _publish(self) -> None:
+        if self._verbs[-1][0] != self._published:
+            self._published = self._verbs[-1][0]
+            self._store.set(f"verbs/{self.rank}", json.dumps(self._verbs))
+
+    def _compare_verbs(self) -> None:
+        """This rank has waited long: name a peer that is at another verb, or that lags behind."""
+        mine = dict(self._verbs)
+        for rank in range(self._world):
+            if rank == self.rank or not self._store.check([f"verbs/{rank}"]):
+                continue
+            theirs = dict(json.loads(self._store.get(f"verbs/{rank}")))
+            for sequence in sorted(set(mine) & set(theirs)):
+                if mine[sequence] != theirs[sequence]:
+                    what = (
+                        f"rank {rank} is at verb {sequence} ({theirs[sequence]}), rank {self.rank} "
+                        f"at verb {sequence} ({mine[sequence]}): the ranks took different ways"
+                    )
+                    self._end(self._record(rank, f"verb {sequence}", what, 1))
+            if max(theirs) < max(mine) and not self._warned:
+                self._warned = True
+                self._say(
+                    f"rank {self.rank} has waited {time.monotonic() - self._since:.0f} s at verb "
+                    f"{max(mine)} ({mine[max(mine)]}) for rank {rank}, still at verb "
+                    f"{max(theirs)} ({theirs[max(theirs)]})"
+                )
+
+    def _end(self, failure: dict[str, Any]) -> None:
+        """Say the cause, tidy up, leave without waiting for anything that is blocked."""
+        with self._ending:
+            try:
+                self._store.add("heard", 1)
+                deadline = time.monotonic() + GRACE_S
+                # Whoever hosts the store, or leaves first, must not take the cause away.
+                while time.monotonic() < deadline and self._store.add("heard", 0) < self._world:
+                    time.sleep(0.1)
+            except (RuntimeError, dist.DistError):
+                pass  # the store is gone: there is nobody left to wait for
+            sweep_shared_memory(self._run_name)
+            self._say(f"rank {failure['rank']} failed at {failure['where']}: {failure['what']}")
+            os._exit(int(failure["code"]))
+
+    def _say(self, text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(f"megarl: {text}\n")
+        sys.stderr.flush()
+
+
+def sweep_shared_memory(run_name: str) -> list[str]:
+    """Unlink what a start of this name left in /dev/shm; returns the names."""
+    found = sorted(SHARED_MEMORY.glob(f"*megarl-{run_name}-*")) if SHARED_MEMORY.is_dir() else []
+    for path in found:
+        path.unlink(missing_ok=True)
+    return [path.name for path in found]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in ("Z", "X")
+
+
+LOST_PEER_WORDS: Sequence[str] = (
+    "connection closed by peer", "connection reset", "broken pipe", "timed out", "gloo", "nccl",
+    "connection refused", "read error",
+)  # fmt: skip
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether an error is what a collective says when somebody else is gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError | RuntimeError) and any(
+        word in text for word in LOST_PEER_WORDS
+    )
