@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
-from typing import Any
+from typing import Any, cast
 
 from megarl.config import schema
 
@@ -44,11 +44,11 @@ def dataclass_of(annotation: Any) -> type[Any] | None:
     if isinstance(annotation, UnionType) or typing.get_origin(annotation) is typing.Union:
         found = [dataclass_of(part) for part in typing.get_args(annotation)]
         return next((part for part in found if part is not None), None)
-    is_class = isinstance(annotation, type)
-    return annotation if is_class and dataclasses.is_dataclass(annotation) else None
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return cast(type[Any], annotation)
+    return None
 
 
-@cache
 def field_types(owner: type[Any]) -> dict[str, Any]:
     """Field name -> resolved annotation."""
     hints = typing.get_type_hints(owner)

@@ -36,27 +36,25 @@ class ResolvedPools:
         }
 
 
-def wanted_world_size(config: Config) -> int:
+def wanted_world_size(config: Config, *, use_resources: bool = True) -> int:
     """Processes that the config asks for, where no launcher has decided.
 
-    `run.world_size`, or else one more than the largest rank in `resources`, or else the ranks of
-    one replica of the actor.
+    `run.world_size`, or else one more than the largest rank in `resources` (which counts for
+    training), or else the ranks of one replica of the actor.
     """
     if config.run.world_size is not None:
         if config.run.world_size < 1:
             raise ConfigError(f"run.world_size is {config.run.world_size}: start at least 1")
         return config.run.world_size
     named = [rank for ranks in config.resources.values() for rank in ranks]
-    if named:
+    if named and use_resources:
         return max(named) + 1
     mesh = config.actor.mesh
     size = mesh.tensor_model_parallel_size * mesh.pipeline_model_parallel_size
     return max(size * mesh.context_parallel_size * (mesh.data_parallel_size or 1), 1)
 
 
-def pools_from_resources(
-    resources: Mapping[str, Sequence[int]], world_size: int
-) -> ResolvedPools:
+def pools_from_resources(resources: Mapping[str, Sequence[int]], world_size: int) -> ResolvedPools:
     """The ranks of every role; an empty mapping puts all roles on all ranks.
 
     ConfigError, naming keys and ranks, for unknown roles, negative, repeated or unordered ranks,
@@ -68,8 +66,8 @@ def pools_from_resources(
     given = {_role(key): _checked(key, ranks) for key, ranks in resources.items()}
     if "actor" not in given:
         raise ConfigError(
-            f"resources names {', '.join(resources)} but not actor{_SUFFIX}: the actor needs ranks, "
-            "and roles that are not named share them"
+            f"resources names {', '.join(resources)} but not actor{_SUFFIX}: the actor needs "
+            "ranks, and roles that are not named share them"
         )
     _check_overlap(given)
     seen = sorted({rank for ranks in given.values() for rank in ranks})

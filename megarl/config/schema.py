@@ -231,6 +231,8 @@ class RewardConfig:
     """A built-in name, path/to/file.py:function, or an entry point of group megarl.rewards."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function's factory."""
+    success_reward: float = 1.0
+    """Reward from which an answer that ended by itself counts as right in evaluation."""
 
 
 @dataclass

@@ -85,14 +85,16 @@ class Resharder:
         self._lower_bound = bounds.get(rank, 0) * self._itemsize
         counts = [len(lanes) for lanes in (*self._sends.values(), *self._receives.values())]
         self._rounds = max(counts, default=0)
+        self._wrong = ""
 
     def run(self, verify: bool = True) -> SyncReport:
         """Move everything once; all ranks of the plan call it together.
 
         Raises VerificationError, naming tensor, box and ranks, when `verify` finds a region whose
-        digest is not its sender's.
+        digest is not its sender's; it does so at the end, so that no peer waits for a message.
         """
         start = time.perf_counter()
+        self._wrong = ""
         verified = 0
         sent = received = local = messages = 0
         for source, target in self._local:
@@ -105,6 +107,8 @@ class Resharder:
             sent, received = sent + sent_now, received + received_now
             messages += len(out)
             verified += sum(len(lane.bucket.transfers) for lane in into) if verify else 0
+        if self._wrong:
+            raise VerificationError(self._wrong)
         return SyncReport(
             time.perf_counter() - start,
             received,
@@ -164,9 +168,9 @@ class Resharder:
 
     def _compare(self, lane: _Lane, expected: np.ndarray, source: int) -> None:
         wrong = np.nonzero(lane.regions.digest(self._wire) != expected)[0]
-        if len(wrong):
+        if len(wrong) and not self._wrong:
             transfer = lane.bucket.transfers[int(wrong[0])]
-            raise VerificationError(
+            self._wrong = (
                 f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank {source} sent "
                 f"another content than rank {self._universe.rank} holds in {transfer.dst_buffer} "
                 f"({len(wrong)} of {len(expected)} regions of this bucket differ)"

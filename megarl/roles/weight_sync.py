@@ -83,14 +83,25 @@ class WeightSync:
                 bucket_bytes=self._bucket_bytes,
             )
         due = self._verify_interval > 0 and self.version % self._verify_interval == 0
-        report = self._resharder.run(verify=due)
-        # Nobody generates before everybody has verified: the barrier makes the commit common.
-        self._universe.barrier()
+        report = self._move(self._resharder, due)
         self.version += 1
         if engine:
             engine.commit(self.version)
         if self._canary is not None:
             self._check_canary(self._canary)
+        return report
+
+    def _move(self, resharder: Resharder, verify: bool) -> SyncReport:
+        """Nobody goes on, and nobody generates, before all ranks have verified."""
+        report, problem = None, None
+        try:
+            report = resharder.run(verify=verify)
+        except VerificationError as error:
+            problem = str(error)
+        for found in self._control.gather(problem):
+            if found is not None:
+                raise VerificationError(found)
+        assert report is not None
         return report
 
     def _make_plan(self, shape: ModelShape) -> Plan:

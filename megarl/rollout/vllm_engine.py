@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.errors import RunError
+from megarl.errors import RunError, VerificationError
 from megarl.runtime.device import on_cuda
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
@@ -76,6 +77,7 @@ class VllmEngine:
         self._decode = decode
         self.weight_version = -1
         self._writing = False
+        self._packed: dict[str, weakref.ref[Any]] = {}
         self._inbox: list[tuple[str, Any]] = []
         self._open_inbox = False
         self._running: dict[str, RolloutRequest] = {}
@@ -119,14 +121,18 @@ class VllmEngine:
         """See RolloutEngine."""
         if self._engine.has_unfinished_requests():
             raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
+        if not self._writing:
+            self._packed = _packed_layers(self._model)
         self._writing = True
         return {name: parameter.data for name, parameter in self._model.named_parameters()}
 
     def commit(self, version: int) -> None:
-        """See RolloutEngine."""
+        """See RolloutEngine; raises VerificationError where something of old weights is left."""
         if not on_cuda():
             _repack_linear_layers(self._model)
+        self._check_repacked()
         self.reset_prefix_cache()
+        self._check_prefix_cache()
         self._writing = False
         self.weight_version = version
 
@@ -134,6 +140,24 @@ class VllmEngine:
         """Forget the keys and values of earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RunError("rollout: vLLM did not reset its prefix cache; requests are in flight")
+
+    def _check_repacked(self) -> None:
+        """Every layer that vLLM had packed must have a new packing since the write was opened."""
+        now = dict(self._model.named_modules())
+        for name, old in self._packed.items():
+            if old() is now[name].cpu_linear:
+                raise VerificationError(
+                    f"weight sync: vLLM still computes {name} with the weights packed before it"
+                )
+
+    def _check_prefix_cache(self) -> None:
+        """No block of keys and values of earlier weights may be found again."""
+        manager = self._engine.engine_core.engine_core.scheduler.kv_cache_manager
+        cached = len(manager.block_pool.cached_block_hash_to_block)
+        if cached:
+            raise VerificationError(
+                f"weight sync: vLLM's prefix cache still holds {cached} blocks of earlier weights"
+            )
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """See RolloutEngine."""
@@ -267,6 +291,13 @@ def _name_shared_memory(run_name: str) -> None:
         return f"env://:{name}", rank, local_rank
 
     ExecutorWithExternalLauncher._distributed_args = distributed_args
+
+
+def _packed_layers(model: torch.nn.Module) -> dict[str, weakref.ref[Any]]:
+    """What each packed layer computes with: an object that holds a copy of its weights."""
+    found = {name: getattr(m, "cpu_linear", None) for name, m in model.named_modules()}
+    live = torch.nn.functional.linear  # reads the parameter itself
+    return {name: weakref.ref(f) for name, f in found.items() if f is not None and f is not live}
 
 
 def _repack_linear_layers(model: torch.nn.Module) -> None:

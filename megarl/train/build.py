@@ -29,7 +29,8 @@ from megarl.roles.batching import MicroBatchLimit
 from megarl.roles.critic import Critic
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import CanaryText, WeightSync
-from megarl.rollout.vllm_engine import VllmEngine, VllmSettings
+from megarl.rollout.factory import build_engine
+from megarl.rollout.vllm_engine import VllmSettings
 from megarl.train.run import Books, Run
 from megarl.types import Prompt, SamplingSpec
 from megarl.weights.load import load_weights
@@ -90,11 +91,13 @@ class Builder:
             def decode(ids: Sequence[int]) -> str:
                 return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-            engine = VllmEngine(
+            tp = plan.rollout_tensor_parallel_size
+            engine = build_engine(
+                rollout.engine,
                 VllmSettings(
                     model=model_path,
                     run_name=self.universe.launch.run_id,
-                    tensor_parallel_size=plan.rollout_tensor_parallel_size,
+                    tensor_parallel_size=tp,
                     dtype=rollout.dtype or config.actor.model.dtype,
                     max_model_len=config.data.max_prompt_length + config.data.max_response_length,
                     kv_cache_bytes=rollout.kv_cache_megabytes << 20,
@@ -105,6 +108,8 @@ class Builder:
                     seed=config.run.seed,
                     engine_args=dict(rollout.engine_args),
                 ),
+                plan.actor.shape,
+                pool.ranks.index(self.universe.rank) % tp,
                 decode,
             )
         return RolloutRole(self.universe, pool, plan.rollout_tensor_parallel_size, engine)
@@ -155,17 +160,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
     held_out = read_prompts(config, tokenizer, data.eval_path)[: data.eval_size]
-    weight_sync = WeightSync(
-        universe,
-        control,
-        plan.actor.shape,
-        actor,
-        rollout,
-        wire_dtype=torch_dtype(config.rollout.dtype or config.actor.model.dtype),
-        bucket_bytes=config.weight_sync.bucket_megabytes << 20,
-        verify_interval=config.weight_sync.verify_interval,
-        canary=_canary(prompts) if config.weight_sync.canary else None,
-    )
+    weight_sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
     return Run(
         config=config,
         actor_path=plan.actor.path,
@@ -181,13 +176,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         prompts=prompts,
         eval_prompts=held_out,
         order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
-        sampling=SamplingSpec(
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_response_length=data.max_response_length,
-            stop_token_ids=stop_tokens(plan.actor.path, tokenizer),
-        ),
+        sampling=make_sampling(config, plan, tokenizer),
         policy_settings=_policy_settings(config),
         kl_controller=kl_controller(
             algorithm.kl_ctrl.type,
@@ -196,6 +185,40 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
             horizon=algorithm.kl_ctrl.horizon,
         ),
         books=_open_books(config, universe),
+    )
+
+
+def make_weight_sync(
+    config: Config,
+    plan: RunPlan,
+    universe: Universe,
+    control: Control,
+    actor: Actor,
+    rollout: RolloutRole,
+    prompts: Sequence[Prompt],
+) -> WeightSync:
+    """The way from the actor to the rollout engines; the first prompts are the canary."""
+    return WeightSync(
+        universe,
+        control,
+        plan.actor.shape,
+        actor,
+        rollout,
+        wire_dtype=torch_dtype(config.rollout.dtype or config.actor.model.dtype),
+        bucket_bytes=config.weight_sync.bucket_megabytes << 20,
+        verify_interval=config.weight_sync.verify_interval,
+        canary=_canary(prompts) if config.weight_sync.canary else None,
+    )
+
+
+def make_sampling(config: Config, plan: RunPlan, tokenizer: Any) -> SamplingSpec:
+    """How training rollouts are sampled."""
+    return SamplingSpec(
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_response_length=config.data.max_response_length,
+        stop_token_ids=stop_tokens(plan.actor.path, tokenizer),
     )
 
 

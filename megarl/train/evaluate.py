@@ -23,12 +23,9 @@ class Answer:
     reward: float
     finished: bool
     source: str
+    right: bool
+    """Its reward is a success, and it ended by itself."""
     token_ids: tuple[int, ...]
-
-    @property
-    def right(self) -> bool:
-        """Full marks, and the answer ended by itself."""
-        return self.reward >= 1.0 - 1e-6 and self.finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,7 @@ def evaluate(
     reward_name: str,
     prompts: Sequence[Prompt],
     sampling: SamplingSpec,
+    success_reward: float,
 ) -> Evaluation:
     """Answer every prompt greedily and score the answers; all ranks call it together."""
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
@@ -79,6 +77,7 @@ def evaluate(
             score,
             one.finish_reason == "stop",
             one.request.prompt.source,
+            score >= success_reward - 1e-6 and one.finish_reason == "stop",
             one.response_ids,
         )
         for one, score in zip(rollouts, rewards, strict=True)

@@ -82,3 +82,12 @@ def run_pretraining(config: Config, plan: RunPlan) -> int:
 
         pretrain(config, plan, session.universe, session.control)
     return 0
+
+
+def run_eval(config: Config, plan: RunPlan) -> int:
+    """Answer the held-out prompts greedily with the actor's model; returns the exit status."""
+    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+        from megarl.train.eval_run import evaluate_model
+
+        evaluate_model(config, plan, session.universe, session.control)
+    return 0

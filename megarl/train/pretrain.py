@@ -116,10 +116,3 @@ def _next_token_loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, 
     assert batch.inputs.weights is not None
     loss = -(logprobs * batch.inputs.weights.to(logprobs.device)).sum()
     return loss, {"loss": loss.detach().clone()}
-
-
-def write_texts(path: str | Path, texts: Sequence[str]) -> None:
-    """Write texts as jsonl rows {"text": ...}, as `run_pretraining` reads them."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    Path(path).write_text("".join(lines))

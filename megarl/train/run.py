@@ -142,6 +142,7 @@ class Run:
                 self.config.reward.function,
                 self.eval_prompts,
                 self.sampling,
+                self.config.reward.success_reward,
             )
         self.books.phases.pop()
         self.books.evaluations[self.step] = result

@@ -1,0 +1,68 @@
+"""Stages of a demo: each runs once, and a demo that was interrupted goes on from the last one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Stages:
+    """Runs stages in order; a finished one leaves `<folder>/stages/<name>.json` behind."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """settings: what the results depend on; a folder made with others is refused."""
+        self._marks = folder / "stages"
+        self._marks.mkdir(parents=True, exist_ok=True)
+        known = self._marks / "settings.json"
+        if known.exists() and json.loads(known.read_text()) != settings:
+            raise SystemExit(
+                f"{folder} was made with {known.read_text().strip()}, now asked for "
+                f"{json.dumps(settings)}: give another --dir, or remove that folder"
+            )
+        known.write_text(json.dumps(settings) + "\n")
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do a stage unless it is done; returns what it returned (JSON)."""
+        mark = self._marks / f"{name}.json"
+        if mark.exists():
+            say(f"{name}: done before, in {mark}")
+            return json.loads(mark.read_text())["result"]
+        say(f"{name} ...")
+        started = time.time()
+        result = work()
+        seconds = round(time.time() - started, 1)
+        partial = mark.with_suffix(".partial")
+        partial.write_text(json.dumps({"seconds": seconds, "result": result}))
+        partial.replace(mark)
+        say(f"{name}: {seconds:.0f} s")
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """How long each finished stage took."""
+        marks = sorted(self._marks.glob("*.json"), key=lambda mark: mark.stat().st_mtime)
+        found = ((mark.stem, json.loads(mark.read_text())) for mark in marks)
+        return {name: content["seconds"] for name, content in found if "seconds" in content}
+
+
+def say(text: str) -> None:
+    """One line for whoever watches."""
+    sys.stdout.write(f"[demo] {text}\n")
+    sys.stdout.flush()
+
+
+def megarl(*arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run the megarl command; an exit status that is not 0 ends the demo with it."""
+    run_python(["-m", "megarl.cli.main", *arguments], env)
+
+
+def run_python(arguments: Sequence[str], env: dict[str, str] | None = None) -> None:
+    """Run this interpreter on `arguments`; an exit status that is not 0 ends the demo with it."""
+    done = subprocess.run([sys.executable, *arguments], env=os.environ | (env or {}), check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)

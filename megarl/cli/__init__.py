@@ -1,0 +1,1 @@
+"""The command line: `megarl train | pretrain | eval | doctor | bench`."""

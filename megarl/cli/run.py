@@ -1,0 +1,103 @@
+"""A run from the command line: settings, checks, then this process or one per rank."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megarl.config.load import LoadedConfig, load_with_origins
+from megarl.config.resources import wanted_world_size
+from megarl.config.save import save_resolved
+from megarl.config.schema import Config
+from megarl.errors import ConfigError, MegaRLError
+
+MODULE = "megarl.cli.main"
+"""What the ranks of a local start run."""
+RESOLVED = "config.yaml"
+"""Settings of the run with their origins, in the run folder."""
+
+ENTRIES = {
+    "train": ("megarl.train.main", "run_training"),
+    "pretrain": ("megarl.train.main", "run_pretraining"),
+    "eval": ("megarl.train.main", "run_eval"),
+}
+
+
+def run(
+    command: str,
+    path: str,
+    overrides: Sequence[str],
+    *,
+    dry_run: bool = False,
+    ranks_per_node: int | None = None,
+) -> int:
+    """`megarl train|pretrain|eval CONFIG [a.b=c ...]`; returns the exit status.
+
+    Under a launcher this process is one rank. Alone it checks everything, then is the only rank
+    itself or starts all of them.
+    """
+    loaded = load_with_origins(path, overrides)
+    # torch is imported from here on: a wrong key is told without that second.
+    from megarl.runtime import spawn
+
+    launch = spawn.this_launch()
+    alone = launch.launcher == "alone"
+    config = loaded.config
+    wanted = wanted_world_size(config, use_resources=command == "train")
+    world_size = wanted if alone else launch.world_size
+    try:
+        return _run(
+            command, loaded, world_size, alone=alone, dry_run=dry_run,
+            ranks_per_node=ranks_per_node, arguments=[command, path, *overrides],
+        )  # fmt: skip
+    except ConfigError as error:
+        # All ranks of a node find the same: one of them says it.
+        if spawn.speaks(launch):
+            raise
+        return error.exit_code
+
+
+def _run(
+    command: str,
+    loaded: LoadedConfig,
+    world_size: int,
+    *,
+    alone: bool,
+    dry_run: bool,
+    ranks_per_node: int | None,
+    arguments: Sequence[str],
+) -> int:
+    from megarl.config.validate import validate
+    from megarl.runtime import spawn
+
+    config = loaded.config
+    checked = spawn.is_checked()
+    plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
+    first = spawn.this_launch().rank == 0
+    if dry_run:
+        if first:
+            from megarl.cli.meshes import describe_plan
+
+            sys.stdout.write(describe_plan(config, plan, ranks_per_node or world_size))
+        return 0
+    if first and not checked:
+        save_resolved(config, loaded.origins, Path(config.run.dir) / RESOLVED)
+    if alone and world_size > 1:
+        from megarl.cli.main import complain
+
+        return spawn.spawn(arguments, world_size, complain, module=MODULE)
+    if checked:
+        spawn.die_with_parent()
+    else:
+        spawn.limit_threads(1 if alone else world_size)
+    return _entry(command, config, plan)
+
+
+def _entry(command: str, config: Config, plan: object) -> int:
+    module, name = ENTRIES[command]
+    entry = getattr(importlib.import_module(module), name, None)
+    if entry is None:
+        raise MegaRLError(f"megarl {command} is not part of this installation")
+    return int(entry(config, plan) or 0)

@@ -1,0 +1,9 @@
+"""Every check that needs more than one setting, before any process group exists.
+
+`choices` looks at the settings alone, `meshes` at ranks, meshes and model shapes, `files` at
+checkpoints, tokenizer, data sets and the reward. None of them imports Megatron or vLLM.
+"""
+
+from megarl.config.validate.run import Purpose, validate
+
+__all__ = ["Purpose", "validate"]

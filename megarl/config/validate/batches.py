@@ -1,0 +1,66 @@
+"""Batch sizes against each other, the replicas and the model's longest sequence."""
+
+from __future__ import annotations
+
+from megarl.config.plan import RunPlan
+from megarl.config.schema import Config
+from megarl.errors import ConfigError
+
+
+def check_groups(config: Config) -> None:
+    """ConfigError unless a step's samples fill whole optimizer batches of whole groups."""
+    data, algorithm = config.data, config.algorithm
+    batch, group = algorithm.global_batch_size, data.n_samples_per_prompt
+    samples = data.rollout_batch_size * group
+    if samples % batch:
+        raise ConfigError(
+            f"algorithm.global_batch_size {batch} (samples) does not divide "
+            f"data.rollout_batch_size {data.rollout_batch_size} x data.n_samples_per_prompt "
+            f"{group} = {samples} samples of a step: take {_fitting(samples, batch, group)}"
+        )
+    if batch % group:
+        raise ConfigError(
+            f"data.n_samples_per_prompt {group} does not divide algorithm.global_batch_size "
+            f"{batch}: the samples of a prompt stay in one optimizer step; take "
+            f"{_fitting(samples, batch, group)} for global_batch_size"
+        )
+    longest = data.max_prompt_length + data.max_response_length
+    if algorithm.use_dynamic_batch_size and algorithm.max_tokens_per_gpu < longest:
+        raise ConfigError(
+            f"algorithm.max_tokens_per_gpu {algorithm.max_tokens_per_gpu} cannot hold one sample "
+            f"of data.max_prompt_length {data.max_prompt_length} + data.max_response_length "
+            f"{data.max_response_length} = {longest} tokens: raise it to at least {longest}"
+        )
+
+
+def check_replicas(config: Config, plan: RunPlan) -> None:
+    """ConfigError where rollout replicas would stand idle."""
+    data, tp = config.data, plan.rollout_tensor_parallel_size
+    replicas = len(plan.rollout_ranks) // tp
+    if data.rollout_batch_size < replicas:
+        raise ConfigError(
+            f"data.rollout_batch_size {data.rollout_batch_size} (prompts) is less than the "
+            f"{replicas} rollout replicas ({len(plan.rollout_ranks)} ranks / "
+            f"rollout.tensor_parallel_size {tp}): take at least {replicas} prompts"
+        )
+
+
+def check_lengths(config: Config, plan: RunPlan) -> None:
+    """ConfigError where prompt and response may be longer than the model's positions."""
+    data = config.data
+    longest = data.max_prompt_length + data.max_response_length
+    allowed = plan.actor.hf.get("max_position_embeddings")
+    if isinstance(allowed, int) and longest > allowed:
+        raise ConfigError(
+            f"data.max_prompt_length {data.max_prompt_length} + data.max_response_length "
+            f"{data.max_response_length} = {longest} tokens; the model in {plan.actor.path} takes "
+            f"max_position_embeddings {allowed}: shorten them"
+        )
+
+
+def _fitting(samples: int, wanted: int, group: int) -> str:
+    """The batch sizes next to the wanted one that divide the samples, in whole groups."""
+    fits = [n for n in range(group, samples + 1, group) if samples % n == 0]
+    below = [n for n in fits if n <= wanted][-1:]
+    above = [n for n in fits if n > wanted][:1]
+    return " or ".join(map(str, below + above))

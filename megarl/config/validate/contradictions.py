@@ -1,0 +1,99 @@
+"""Settings that are right by themselves and make no sense together."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from megarl.algorithms.advantages import estimator
+from megarl.config.schema import Config, MeshConfig
+from megarl.errors import ConfigError
+from megarl.runtime.device import on_cuda
+
+
+def check_contradictions(config: Config) -> None:
+    """ConfigError for the first contradiction of a training run."""
+    _check_estimator(config)
+    _check_kl(config)
+    _check_sampling(config)
+
+
+def check_mesh_settings(mesh: MeshConfig, key: str) -> None:
+    """ConfigError for a mesh that contradicts itself, or that this machine cannot have."""
+    vpp, pp = mesh.virtual_pipeline_model_parallel_size, mesh.pipeline_model_parallel_size
+    if vpp is not None and vpp < 1:
+        raise ConfigError(
+            f"{key}.virtual_pipeline_model_parallel_size is {vpp}: give 1 or more chunks per "
+            "stage, or null"
+        )
+    if vpp is not None and vpp > 1 and pp < 2:
+        raise ConfigError(
+            f"{key}: virtual_pipeline_model_parallel_size {vpp} needs a pipeline, and "
+            f"pipeline_model_parallel_size is {pp}: set that to 2 or more, or the other to null"
+        )
+    cp = mesh.context_parallel_size
+    if cp > 1 and not (on_cuda() and importlib.util.find_spec("transformer_engine")):
+        raise ConfigError(
+            f"{key}.context_parallel_size is {cp}: more than 1 needs TransformerEngine and CUDA, "
+            "which are not both here; set it to 1, or install transformer-engine"
+        )
+    experts = mesh.expert_model_parallel_size, mesh.expert_tensor_parallel_size
+    if max(experts) > 1:
+        raise ConfigError(
+            f"{key}: expert_model_parallel_size {experts[0]} and expert_tensor_parallel_size "
+            f"{experts[1]}: the model has no experts; set both to 1"
+        )
+
+
+def needs_critic(config: Config) -> bool:
+    """Whether the advantages need a critic's values."""
+    return estimator(config.algorithm.adv_estimator).needs_values
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether any term needs the reference's log-probs."""
+    return config.algorithm.kl_coef > 0 or config.algorithm.use_kl_loss
+
+
+def _check_estimator(config: Config) -> None:
+    algorithm, samples = config.algorithm, config.data.n_samples_per_prompt
+    if not needs_critic(config) and samples < 2:
+        raise ConfigError(
+            f"algorithm.adv_estimator {algorithm.adv_estimator} compares the samples of a prompt, "
+            f"and data.n_samples_per_prompt is {samples}: every advantage would be 0; sample 2 or "
+            "more, or take gae"
+        )
+    if algorithm.critic_warmup and not needs_critic(config):
+        raise ConfigError(
+            f"algorithm.critic_warmup is {algorithm.critic_warmup}, and "
+            f"{algorithm.adv_estimator} has no critic: set it to 0, or take gae"
+        )
+
+
+def _check_kl(config: Config) -> None:
+    algorithm = config.algorithm
+    if algorithm.use_kl_loss and algorithm.kl_loss_coef == 0:
+        raise ConfigError(
+            "algorithm.use_kl_loss is true and algorithm.kl_loss_coef is 0: the reference would "
+            "be computed for nothing; give a weight, or set use_kl_loss to false"
+        )
+    if algorithm.kl_ctrl.type == "adaptive" and algorithm.kl_coef == 0:
+        raise ConfigError(
+            "algorithm.kl_ctrl.type is adaptive and algorithm.kl_coef is 0: the controller "
+            "multiplies it, so it would stay 0; start above 0, or take kl_ctrl.type=fixed"
+        )
+
+
+def _check_sampling(config: Config) -> None:
+    rollout, observe = config.rollout, config.observe
+    limited = observe.logprob_diff_mean_limit > 0 or observe.logprob_diff_p99_limit > 0
+    if rollout.top_k == 0 or rollout.top_k < -1:
+        raise ConfigError(f"rollout.top_k is {rollout.top_k}: give 1 or more, or -1 for all")
+    if limited and (rollout.top_p < 1 or rollout.top_k > 0):
+        key, value = ("top_p", rollout.top_p) if rollout.top_p < 1 else ("top_k", rollout.top_k)
+        raise ConfigError(
+            f"rollout.{key} is {value}: the engine then samples from other probabilities than the "
+            "trainer computes, and the limits of observe.logprob_diff_mean_limit "
+            f"({observe.logprob_diff_mean_limit}) and logprob_diff_p99_limit "
+            f"({observe.logprob_diff_p99_limit}) would stop the run; take top_p=1 and top_k=-1, or "
+            "set both limits to 0"
+        )

@@ -1,0 +1,121 @@
+"""Ranks, meshes and rollout replicas of a run: do they fit each other and the models?"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from megarl.config.plan import RolePlan, RunPlan
+from megarl.config.resources import ResolvedPools, pools_from_resources
+from megarl.config.schema import Config
+from megarl.config.validate.contradictions import check_mesh_settings
+from megarl.config.validate.models import Role, RoleModel
+from megarl.errors import ConfigError
+from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, stage_layers
+from megarl.layout.rules import ModelShape
+from megarl.layout.vllm_side import VllmSlice, vllm_parameters
+from megarl.mesh.layout import MeshLayout, layout_from_config
+from megarl.runtime.device import on_cuda
+
+CPU_HEAD_MULTIPLE = 32
+"""vLLM's attention on CPU takes head sizes that are multiples of this."""
+
+
+def make_plan(
+    config: Config, models: dict[Role, RoleModel], world_size: int, purpose: str
+) -> RunPlan:
+    """The run's plan; ConfigError where ranks, meshes and models do not fit."""
+    pools = pools_from_resources(config.resources if purpose == "train" else {}, world_size)
+    _check_idle(pools, models, config)
+    roles = {role: _role_plan(role, model, pools.ranks[role]) for role, model in models.items()}
+    ranks, tp = pools.ranks["rollout"], config.rollout.tensor_parallel_size
+    if purpose != "pretrain":
+        _check_rollout(config, models["actor"].shape, len(ranks), tp)
+    return RunPlan(
+        world_size=world_size,
+        actor=roles["actor"],
+        critic=roles.get("critic"),
+        reference=roles.get("reference"),
+        rollout_ranks=ranks,
+        rollout_tensor_parallel_size=tp,
+    )
+
+
+def _check_idle(pools: ResolvedPools, models: dict[Role, RoleModel], config: Config) -> None:
+    present = {*models, "rollout"}
+    reasons = {
+        "critic": f"algorithm.adv_estimator {config.algorithm.adv_estimator} has no critic",
+        "reference": "algorithm.kl_coef is 0 and use_kl_loss is false, so there is no reference",
+    }
+    for ranks, roles in pools.pools.items():
+        if not present & set(roles):
+            raise ConfigError(
+                f"resources.{roles[0]}_gpus {list(ranks)}: these ranks would have nothing to do: "
+                f"{reasons[roles[0]]}; leave the key out"
+            )
+
+
+def _role_plan(role: Role, model: RoleModel, ranks: tuple[int, ...]) -> RolePlan:
+    key = f"{role}.mesh"
+    check_mesh_settings(model.mesh, key)
+    layout = layout_from_config(model.mesh, len(ranks), key)
+    wanted = model.mesh.data_parallel_size
+    if wanted is not None and wanted != layout.dp:
+        raise ConfigError(
+            f"{key}.data_parallel_size is {wanted}: tensor {layout.tp} x pipeline {layout.pp} x "
+            f"context {layout.cp} on {len(ranks)} ranks leaves {layout.dp}; leave it out, or give "
+            f"the role {layout.tp * layout.pp * layout.cp * wanted} ranks"
+        )
+    _check_megatron(model.shape, layout, key)
+    return RolePlan(ranks, layout, model.shape, model.path, model.hf)
+
+
+def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
+    """The layout tables refuse what Megatron could not split."""
+    slice_ = MegatronSlice(
+        tp_size=layout.tp,
+        pp_size=layout.pp,
+        vpp_size=layout.vpp,
+        first_stage_layers=layout.first_stage_layers,
+        last_stage_layers=layout.last_stage_layers,
+    )
+    try:
+        stage_layers(shape, slice_)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{key} ({layout.describe()}): {error}; pipeline_model_parallel_size {layout.pp} x "
+            f"virtual_pipeline_model_parallel_size {layout.vpp} must divide the {shape.num_layers} "
+            "layers, except for those given to the first and the last stage"
+        ) from None
+    try:
+        megatron_parameters(shape, slice_)
+    except ConfigError as error:
+        sizes = gcd(shape.num_heads, shape.num_kv_heads, shape.ffn_hidden_size)
+        raise ConfigError(
+            f"{key}.tensor_model_parallel_size: {error}; the model takes {_divisors(sizes)}"
+        ) from None
+
+
+def _check_rollout(config: Config, shape: ModelShape, num_ranks: int, tp: int) -> None:
+    if num_ranks % tp:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size {tp} does not divide the {num_ranks} ranks of the "
+            f"rollout: take {_divisors(num_ranks)}, or other ranks"
+        )
+    try:
+        vllm_parameters(shape, VllmSlice(tp_size=tp))
+    except ConfigError as error:
+        sizes = gcd(shape.num_heads, shape.ffn_hidden_size)
+        raise ConfigError(
+            f"rollout.tensor_parallel_size: {error}; the model takes {_divisors(sizes)}"
+        ) from None
+    on_cpu_vllm = config.rollout.engine == "vllm" and not on_cuda()
+    if on_cpu_vllm and shape.head_dim % CPU_HEAD_MULTIPLE:
+        raise ConfigError(
+            f"rollout.engine is vllm, whose attention takes head sizes that are multiples of "
+            f"{CPU_HEAD_MULTIPLE} where there is no CUDA, and the model has head_dim "
+            f"{shape.head_dim}: take another model, or rollout.engine=transformers"
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

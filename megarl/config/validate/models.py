@@ -1,0 +1,102 @@
+"""The model of each role that a run has, read from its config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megarl.config.schema import Config, MeshConfig
+from megarl.config.validate.contradictions import needs_critic, needs_reference
+from megarl.errors import ConfigError, DataError
+from megarl.layout.rules import ModelShape, model_shape_from_hf, with_scalar_head
+from megarl.models.rope import inverse_frequencies
+
+Role = Literal["actor", "critic", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleModel:
+    """One role's folder and what its config.json says."""
+
+    key: str
+    """Setting that names the folder, for messages."""
+    path: str
+    hf: dict[str, Any]
+    shape: ModelShape
+    mesh: MeshConfig
+
+
+def read_models(config: Config, purpose: str) -> dict[Role, RoleModel]:
+    """The roles that a run has; ConfigError or DataError for a model that cannot be used."""
+    if not config.actor.model.path:
+        raise ConfigError(
+            "actor.model.path is empty: give a Hugging Face folder with config.json, weights "
+            "(unless actor.model.fresh) and a tokenizer"
+        )
+    models: dict[Role, RoleModel] = {"actor": _read(config, "actor")}
+    if models["actor"].shape.scalar_head is not None:
+        raise ConfigError(
+            f"actor.model.path {models['actor'].path}: config.json is of a value or reward model, "
+            "which has no output layer: give a causal language model"
+        )
+    if purpose == "train" and needs_critic(config):
+        models["critic"] = _read(config, "critic")
+    if purpose == "train" and needs_reference(config):
+        models["reference"] = _read(config, "reference")
+    _check_same_tokens(models)
+    return models
+
+
+def mesh_of(config: Config, role: Role) -> MeshConfig:
+    """The role's mesh; the reference takes the actor's where it has none."""
+    if role == "reference":
+        return config.reference.mesh or config.actor.mesh
+    return config.critic.mesh if role == "critic" else config.actor.mesh
+
+
+def _read(config: Config, role: Role) -> RoleModel:
+    own: str = getattr(config, role).model.path
+    key = f"{role}.model.path" if own else "actor.model.path"
+    path = str(Path(own or config.actor.model.path).expanduser())
+    hf, mesh = _config_json(path, key), mesh_of(config, role)
+    try:
+        shape = model_shape_from_hf(hf, tp=max(mesh.tensor_model_parallel_size, 1))
+        if hf.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise ConfigError(
+                f"config.json: hidden_act is {hf['hidden_act']!r}: only silu is known"
+            )
+        inverse_frequencies(hf, shape.head_dim)
+    except ConfigError as error:
+        raise ConfigError(f"{key} {path}: {error}") from None
+    if role == "critic" and shape.scalar_head is None:
+        shape = with_scalar_head(shape)
+    return RoleModel(key, path, hf, shape, mesh)
+
+
+def _config_json(path: str, key: str) -> dict[str, Any]:
+    file = Path(path) / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(
+            f"{key} {path}: there is no {file}, seen from {Path.cwd()}: give the path of a Hugging "
+            "Face folder (download it first; names of hub models are not looked up)"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{key} {path}: {file} is not JSON: {error}; copy it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{key} {path}: {file} holds a {type(found).__name__}, not an object")
+    return found
+
+
+def _check_same_tokens(models: dict[Role, RoleModel]) -> None:
+    actor = models["actor"]
+    for role, model in models.items():
+        if model.shape.vocab_size != actor.shape.vocab_size:
+            raise ConfigError(
+                f"{model.key} {model.path}: vocab_size {model.shape.vocab_size} of the {role} is "
+                f"not the actor's {actor.shape.vocab_size} ({actor.path}): roles read the same "
+                "tokens, so their models must share a tokenizer"
+            )

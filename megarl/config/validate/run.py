@@ -1,0 +1,42 @@
+"""The whole validation: settings, then meshes, then files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megarl.config.plan import RunPlan
+from megarl.config.schema import Config
+from megarl.config.validate.batches import check_groups, check_lengths, check_replicas
+from megarl.config.validate.choices import check_names, check_numbers
+from megarl.config.validate.contradictions import check_contradictions
+from megarl.config.validate.files import check_data, check_folders, check_run_folder
+from megarl.config.validate.meshes import make_plan
+from megarl.config.validate.models import read_models
+
+Purpose = Literal["train", "pretrain", "eval"]
+
+
+def validate(
+    config: Config, world_size: int, purpose: Purpose = "train", *, files: bool = True
+) -> RunPlan:
+    """Check a config for a run of `world_size` processes; returns what it amounts to.
+
+    `files` False leaves out what reads checkpoints, data and rewards (config.json is always read):
+    for processes whose parent has looked. `resources` counts for training only. ConfigError or
+    DataError, with the key, the numbers and the cure, at the first thing that is wrong.
+    """
+    check_names(config)
+    check_numbers(config)
+    if purpose == "train":
+        check_contradictions(config)
+        check_groups(config)
+    models = read_models(config, purpose)
+    plan = make_plan(config, models, world_size, purpose)
+    if purpose == "train":
+        check_replicas(config, plan)
+    check_lengths(config, plan)
+    if files:
+        check_run_folder(config)
+        check_folders(config, plan)
+        check_data(config, plan, purpose)
+    return plan

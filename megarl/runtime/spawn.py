@@ -1,0 +1,162 @@
+"""Starts a run's ranks on this machine, where no launcher did, and ends them together.
+
+The ranks see torchrun's variables, so they run the same code as under torchrun or srun. The parent
+only watches: it never joins a process group, and its exit status is the worst of its ranks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from megarl.runtime.bringup import Launch, free_port, read_launch
+
+CHECKED = "MEGARL_CONFIG_CHECKED"
+"""Set for ranks whose parent has read checkpoints, data and rewards already."""
+
+PEER_GRACE_S = 8.0
+"""After the first rank failed, the others have this long to say why and leave by themselves."""
+TERM_GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL."""
+_POLL_S = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+def this_launch() -> Launch:
+    """Who this process is, by its environment."""
+    return read_launch(os.environ)
+
+
+def is_checked() -> bool:
+    """Whether a parent has validated the files for this rank."""
+    return os.environ.get(CHECKED) == "1"
+
+
+def speaks(launch: Launch) -> bool:
+    """Whether this rank reports what all ranks of its node find alike."""
+    return launch.rank == 0 or launch.local_rank == 0
+
+
+def die_with_parent() -> None:
+    """End this rank when its parent is gone, however that ended; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def limit_threads(num_ranks: int) -> None:
+    """OMP_NUM_THREADS, where it is not set: the cores dealt to the ranks of this machine."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
+
+
+def rank_environments(env: Mapping[str, str], num_ranks: int, port: int) -> list[dict[str, str]]:
+    """The environment of every rank: torchrun's variables on top of `env`."""
+    common = dict(env) | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        CHECKED: "1",
+    }
+    common.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+
+
+def spawn(
+    arguments: Sequence[str], num_ranks: int, say: Callable[[str], None], *, module: str
+) -> int:
+    """Run `python -m module arguments...` as `num_ranks` ranks; returns the worst exit status.
+
+    When one fails the others get `PEER_GRACE_S` to end by themselves; then they are ended. SIGINT
+    and SIGTERM end all. `say` gets one line for a rank that was killed and could not speak itself.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    ranks: list[_Rank] = []
+    # A terminated parent must take its ranks along: its SIGTERM becomes an exception here.
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        for env in rank_environments(os.environ, num_ranks, free_port()):
+            ranks.append(_Rank(len(ranks), subprocess.Popen(command, env=env)))
+        _watch(ranks)
+    except KeyboardInterrupt:
+        _end(ranks)
+        return 128 + signal.SIGINT
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    finally:
+        _end(ranks)
+        signal.signal(signal.SIGTERM, before)
+    for rank in ranks:
+        if rank.killed_by is not None:
+            say(f"rank {rank.number} (process {rank.process.pid}) was killed by {rank.killed_by}")
+    return max(rank.status for rank in ranks)
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    ended_here: bool = False
+    """Ended by this parent: its status says nothing about the run."""
+
+    @property
+    def killed_by(self) -> str | None:
+        """Name of the signal that ended it, unless the parent sent it."""
+        code = self.process.returncode
+        if self.ended_here or code is None or code >= 0:
+            return None
+        return signal.Signals(-code).name
+
+    @property
+    def status(self) -> int:
+        """Its exit status as a shell counts it; 0 where the parent ended it."""
+        code = self.process.returncode or 0
+        if self.ended_here:
+            return 0
+        return 128 - code if code < 0 else code
+
+
+class _Terminated(Exception):
+    pass
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _watch(ranks: Sequence[_Rank]) -> None:
+    """Until all have ended, or the grace after the first failure is over."""
+    deadline = None
+    while any(rank.process.poll() is None for rank in ranks):
+        if deadline is None and any(rank.process.returncode for rank in ranks):
+            deadline = time.monotonic() + PEER_GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        time.sleep(_POLL_S)
+
+
+def _end(ranks: Sequence[_Rank]) -> None:
+    """SIGTERM, then SIGKILL, to whatever still runs."""
+    running = [rank for rank in ranks if rank.process.poll() is None]
+    for rank in running:
+        rank.ended_here = True
+        rank.process.terminate()
+    deadline = time.monotonic() + TERM_GRACE_S
+    for rank in running:
+        try:
+            rank.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.process.kill()
+            rank.process.wait()

@@ -1,0 +1,47 @@
+"""`megarl eval`: a model's greedy answers to the held-out prompts, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from megarl.config.plan import RunPlan
+from megarl.config.schema import Config
+from megarl.mesh.control import Control
+from megarl.mesh.universe import Universe
+from megarl.observe.report import show, summary_table
+from megarl.rewards.load import load_reward
+from megarl.roles.actor import Actor
+from megarl.train.build import Builder, make_sampling, make_weight_sync, read_prompts
+from megarl.train.evaluate import evaluate
+from megarl.train.finish import write_answers
+
+
+def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: Control) -> None:
+    """Load the actor, sync it into the rollout engines, evaluate, write `<run.dir>/eval.json`."""
+    builder = Builder(config, plan, universe)
+    tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
+    actor = builder.role("actor", Actor, plan.actor, config.actor.model, None, 1)
+    rollout = builder.rollout(tokenizer, plan.actor.path)
+    prompts = read_prompts(config, tokenizer, config.data.eval_path)[: config.data.eval_size]
+    make_weight_sync(config, plan, universe, control, actor, rollout, prompts).run()
+    result = evaluate(
+        rollout,
+        control,
+        load_reward(config.reward.function, **dict(config.reward.kwargs)),
+        config.reward.function,
+        prompts,
+        make_sampling(config, plan, tokenizer),
+        config.reward.success_reward,
+    )
+    if universe.rank == 0:
+        folder = Path(config.run.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_answers(folder / "answers.jsonl", result)
+        (folder / "eval.json").write_text(json.dumps(result.metrics(), indent=2) + "\n")
+        show(summary_table(result.metrics(), ("metric", "value"), f"Evaluation {folder}"))
+    universe.barrier()
+    if rollout.here:
+        rollout.engine.close()

@@ -1,0 +1,408 @@
+"""What `validate` refuses: each message names the key, the numbers and the cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folder import change_config, write_folder, write_jsonl
+
+from megarl.config.load import load_config
+from megarl.config.plan import RunPlan
+from megarl.config.validate import Purpose, validate
+from megarl.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder and a data set that are right."""
+    folder = tmp_path_factory.mktemp("made")
+    write_folder(folder / "model")
+    write_jsonl(folder / "train.jsonl")
+    return folder
+
+
+@pytest.fixture
+def own(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(made, tmp_path / "own"))
+
+
+def check(
+    folder: Path,
+    *overrides: str,
+    world_size: int = 4,
+    purpose: Purpose = "train",
+    files: bool = True,
+) -> RunPlan:
+    base = [
+        f"actor.model.path={folder / 'model'}",
+        f"data.train_path={folder / 'train.jsonl'}",
+        f"run.dir={folder / 'run'}",
+        "data.max_prompt_length=64",
+        "data.max_response_length=64",
+        "data.rollout_batch_size=16",
+        "algorithm.global_batch_size=16",
+    ]
+    config = load_config(None, [*base, *overrides])
+    return validate(config, world_size, purpose, files=files)
+
+
+def refused(words: list[str], folder: Path, *overrides: str, **options: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(folder, *overrides, **options)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+def test_what_is_right_becomes_a_plan(made: Path) -> None:
+    plan = check(
+        made,
+        "actor.mesh=t2p2",
+        "critic.mesh=p2d2",
+        "reference.mesh=t2",
+        "rollout.tensor_parallel_size=2",
+        "algorithm.kl_coef=0.05",
+    )
+    assert plan.actor.layout.describe() == "t2p2d1"
+    assert plan.critic is not None and plan.critic.layout.describe() == "t1p2d2"
+    assert plan.critic.shape.scalar_head == "score.weight"
+    assert plan.reference is not None and plan.reference.layout.dp == 2
+    assert plan.rollout_ranks == (0, 1, 2, 3)
+    assert plan.pools == ((0, 1, 2, 3),)
+
+
+def test_roles_exist_only_where_something_reads_them(made: Path) -> None:
+    plan = check(made, "algorithm.adv_estimator=grpo", "data.n_samples_per_prompt=2")
+    assert plan.critic is None and plan.reference is None
+    kl = ["algorithm.use_kl_loss=true", "algorithm.adv_estimator=rloo"]
+    plan = check(made, "data.n_samples_per_prompt=2", *kl)
+    assert plan.reference is not None and plan.reference.layout == plan.actor.layout
+    plan = check(made, "resources.actor_gpus=[0]", purpose="eval", files=False)
+    assert plan.critic is None and plan.actor.ranks == (0, 1, 2, 3)
+
+
+def test_roles_on_pools_of_their_own(made: Path) -> None:
+    ranks = ["resources.actor_gpus=[0,1,2,3]", "resources.critic_gpus=[4,5]"]
+    plan = check(made, *ranks, "actor.mesh=t2p2", "critic.mesh=p2", world_size=6)
+    assert plan.pools == ((0, 1, 2, 3), (4, 5))
+    assert plan.critic is not None and plan.critic.layout.pp == 2
+
+
+MESHES = {
+    "tensor size and KV groups": (
+        ["actor.mesh.tensor_model_parallel_size", "4", "num_query_groups 2", "takes 1, 2"],
+        ["actor.mesh=t4"],
+    ),
+    "tensor size and heads of the critic": (
+        ["critic.mesh", "4", "num_query_groups 2"],
+        ["critic.mesh=t4"],
+    ),
+    "stages and layers": (
+        ["actor.mesh (t1p3d1)", "4 layers", "3 pipeline stages"],
+        ["actor.mesh=p3", "run.world_size=3"],
+    ),
+    "virtual stages and layers": (
+        ["actor.mesh", "virtual", "2 x virtual_pipeline_model_parallel_size 3", "4"],
+        ["actor.mesh=p2v3"],
+    ),
+    "virtual stages without a pipeline": (
+        ["virtual_pipeline_model_parallel_size 2", "pipeline_model_parallel_size is 1"],
+        ["actor.mesh=v2"],
+    ),
+    "uneven stages": (
+        ["actor.mesh", "4 layers", "{0: 5}"],
+        ["actor.mesh=p2", "actor.mesh.num_layers_in_first_pipeline_stage=5"],
+    ),
+    "mesh and world size": (
+        ["actor.mesh", "tensor 2 x pipeline 4 x context 1 = 8", "4 ranks"],
+        ["actor.mesh=t2p4"],
+    ),
+    "mesh of the reference and world size": (
+        ["reference.mesh", "= 8", "4 ranks"],
+        ["reference.mesh=t2p4", "algorithm.kl_coef=0.1"],
+    ),
+    "data-parallel size": (
+        ["actor.mesh.data_parallel_size is 3", "leaves 2", "6 ranks"],
+        ["actor.mesh=t2d3"],
+    ),
+    "size below 1": (["actor.mesh.tensor_model_parallel_size is 0"], ["actor.mesh=t0"]),
+    "context parallel": (
+        ["actor.mesh.context_parallel_size is 2", "TransformerEngine"],
+        ["actor.mesh=c2"],
+    ),
+    "experts of a dense model": (["expert_model_parallel_size 2", "no experts"], ["actor.mesh=e2"]),
+    "rollout size and ranks": (
+        ["rollout.tensor_parallel_size 3", "4 ranks", "1, 2, 4"],
+        ["rollout.tensor_parallel_size=3"],
+    ),
+    "rollout size and heads": (
+        ["rollout.tensor_parallel_size", "8", "num_attention_heads 4", "1, 2, 4"],
+        ["rollout.tensor_parallel_size=8", "run.world_size=8"],
+    ),
+    "overlapping ranks": (
+        ["actor_gpus [0, 1, 2]", "critic_gpus [2, 3]", "rank 2"],
+        ["resources.actor_gpus=[0,1,2]", "resources.critic_gpus=[2,3]"],
+    ),
+    "missing ranks": (["rank 3 of 4"], ["resources.actor_gpus=[0,1,2]"]),
+    "ranks of a critic that nothing needs": (
+        ["resources.critic_gpus [2, 3]", "grpo has no critic"],
+        [
+            "resources.actor_gpus=[0,1]",
+            "resources.critic_gpus=[2,3]",
+            "algorithm.adv_estimator=grpo",
+            "data.n_samples_per_prompt=2",
+        ],
+    ),
+    "ranks of a reference that nothing needs": (
+        ["resources.reference_gpus [2, 3]", "kl_coef is 0"],
+        ["resources.actor_gpus=[0,1]", "resources.reference_gpus=[2,3]"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "overrides"), MESHES.values(), ids=MESHES.keys())
+def test_meshes_that_do_not_fit(made: Path, words: list[str], overrides: list[str]) -> None:
+    sizes = [int(o.removeprefix("run.world_size=")) for o in overrides if "world_size" in o]
+    refused(words, made, *overrides, world_size=(sizes or [4])[0], files=False)
+
+
+SETTINGS = {
+    "batch and samples": (
+        ["algorithm.global_batch_size 24", "16 x", "= 16 samples", "take 16"],
+        ["algorithm.global_batch_size=24"],
+    ),
+    "group and batch": (
+        ["data.n_samples_per_prompt 3", "global_batch_size 16", "take 12 or 24"],
+        ["data.n_samples_per_prompt=3"],
+    ),
+    "prompts and replicas": (
+        ["data.rollout_batch_size 2", "4 rollout replicas", "at least 4"],
+        ["data.rollout_batch_size=2", "algorithm.global_batch_size=2"],
+    ),
+    "token budget": (
+        ["algorithm.max_tokens_per_gpu 100", "64 + data.max_response_length 64 = 128"],
+        ["algorithm.use_dynamic_batch_size=true", "algorithm.max_tokens_per_gpu=100"],
+    ),
+    "lengths and positions": (
+        ["data.max_prompt_length 200", "= 264", "max_position_embeddings 256"],
+        ["data.max_prompt_length=200"],
+    ),
+    "estimator": (
+        ["algorithm.adv_estimator 'grpoo'", "did you mean 'grpo'?"],
+        ["algorithm.adv_estimator=grpoo"],
+    ),
+    "aggregation": (
+        ["algorithm.loss_agg_mode is 'mean'", "token-mean"],
+        ["algorithm.loss_agg_mode=mean"],
+    ),
+    "KL loss type": (["algorithm.kl_loss_type is 'k4'", "k3"], ["algorithm.kl_loss_type=k4"]),
+    "KL control type": (
+        ["algorithm.kl_ctrl.type is 'adapt'", "did you mean 'adaptive'?"],
+        ["algorithm.kl_ctrl.type=adapt"],
+    ),
+    "dtype": (["critic.model.dtype is 'fp16'", "bfloat16"], ["critic.model.dtype=fp16"]),
+    "rollout dtype": (["rollout.dtype is 'int8'", "or null"], ["rollout.dtype=int8"]),
+    "engine": (["rollout.engine is 'vlm'", "did you mean 'vllm'?"], ["rollout.engine=vlm"]),
+    "schedule": (
+        ["actor.optimizer.lr_decay_style is 'cos'", "cosine"],
+        ["actor.optimizer.lr_decay_style=cos"],
+    ),
+    "recompute": (
+        ["actor.model.recompute_granularity is 'all'", "selective, full or null"],
+        ["actor.model.recompute_granularity=all"],
+    ),
+    "one sample to a group": (
+        ["grpo", "data.n_samples_per_prompt is 1", "2 or more"],
+        ["algorithm.adv_estimator=grpo"],
+    ),
+    "warm-up of no critic": (
+        ["algorithm.critic_warmup is 3", "rloo has no critic"],
+        [
+            "algorithm.adv_estimator=rloo",
+            "algorithm.critic_warmup=3",
+            "data.n_samples_per_prompt=2",
+        ],
+    ),
+    "KL loss of weight 0": (
+        ["use_kl_loss is true", "kl_loss_coef is 0"],
+        ["algorithm.use_kl_loss=true", "algorithm.kl_loss_coef=0"],
+    ),
+    "adaptive from 0": (
+        ["kl_ctrl.type is adaptive", "kl_coef is 0"],
+        ["algorithm.kl_ctrl.type=adaptive"],
+    ),
+    "nucleus with limits": (
+        ["rollout.top_p is 0.9", "logprob_diff_mean_limit (0.2)", "set both limits to 0"],
+        ["rollout.top_p=0.9"],
+    ),
+    "top k with limits": (["rollout.top_k is 50", "top_k=-1"], ["rollout.top_k=50"]),
+    "top k of 0": (["rollout.top_k is 0"], ["rollout.top_k=0"]),
+    "dual clip": (
+        ["algorithm.clip_ratio_c is 1.0", "above 1"],
+        ["algorithm.clip_ratio_c=1.0"],
+    ),
+    "clip of 1": (["algorithm.clip_ratio is 1.0", "below 1"], ["algorithm.clip_ratio=1.0"]),
+    "temperature": (["rollout.temperature is 0.0", "above 0"], ["rollout.temperature=0"]),
+    "gamma": (["algorithm.gamma is 1.1", "at most 1"], ["algorithm.gamma=1.1"]),
+    "learning rate that is no number": (
+        ["actor.optimizer.lr is nan", "at least 0"],
+        ["actor.optimizer.lr=nan"],
+    ),
+    "steps": (["run.steps is 0", "at least 1"], ["run.steps=0"]),
+    "no model": (["actor.model.path is empty"], ["actor.model.path=''"]),
+    "no folder": (
+        ["actor.model.path", "some/hub-name/config.json", "Hugging Face folder"],
+        ["actor.model.path=some/hub-name"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "overrides"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_that_do_not_fit(made: Path, words: list[str], overrides: list[str]) -> None:
+    refused(words, made, *overrides, files=False)
+
+
+def test_limits_that_are_off_allow_a_nucleus(made: Path) -> None:
+    off = ["observe.logprob_diff_mean_limit=0", "observe.logprob_diff_p99_limit=0"]
+    check(made, "rollout.top_p=0.9", *off, files=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a rule of vLLM without CUDA")
+def test_small_heads_and_vllm_on_cpu(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model", head_dim=16)
+    words = ["rollout.engine is vllm", "head_dim 16", "multiples of 32", "engine=transformers"]
+    refused(words, tmp_path, files=False)
+    check(tmp_path, "rollout.engine=transformers", files=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["GPTJForCausalLM"]}, ["GPTJForCausalLM", "LlamaForCausalLM"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads 3", "num_attention_heads 4"]),
+        ({"attention_bias": True}, ["attention_bias"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'"]),
+        ({"rope_scaling": {"rope_type": "yarn"}}, ["'yarn'", "llama3"]),
+        ({"vocab_size": 0}, ["vocab_size is 0"]),
+        ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}, ["reward model"]),
+    ],
+)
+def test_a_model_that_is_not_supported(
+    own: Path, changes: dict[str, object], words: list[str]
+) -> None:
+    change_config(own / "model", **changes)
+    refused(["actor.model.path", str(own / "model"), *words], own, files=False)
+
+
+def test_a_config_json_that_is_no_json(own: Path) -> None:
+    (own / "model/config.json").write_text("{")
+    refused(["actor.model.path", "config.json is not JSON"], own)
+
+
+def test_shapes_that_disagree_with_config_json(own: Path) -> None:
+    change_config(own / "model", intermediate_size=256)
+    refused(["actor:", "[192, 128]", "asks for [256, 128]", "model.safetensors"], own)
+
+
+def test_a_vocabulary_that_disagrees_with_the_weights(own: Path) -> None:
+    change_config(own / "model", vocab_size=80)
+    refused(["embed_tokens", "[64, 128]", "[80, 128]"], own)
+
+
+def test_a_critic_of_another_vocabulary(own: Path) -> None:
+    write_folder(own / "critic", vocab_size=128)
+    refused(["critic.model.path", "128", "64"], own, f"critic.model.path={own / 'critic'}")
+
+
+def test_a_tokenizer_larger_than_the_embedding(own: Path) -> None:
+    write_folder(own / "model", vocab_size=32)
+    refused(["tokenizer has 50 tokens", "vocab_size 32"], own)
+
+
+def test_a_missing_tokenizer(own: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (own / "model" / name).unlink()
+    refused(["actor.model.path", "tokenizer"], own)
+
+
+def test_missing_truncated_and_incomplete_weights(own: Path) -> None:
+    weights = own / "model/model.safetensors"
+    # Copies: load_file maps the file that is about to be cut.
+    tensors = {name: tensor.clone() for name, tensor in load_file(str(weights)).items()}
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(["actor:", "model.safetensors", "truncated", "actor.model.fresh=true"], own)
+    weights.unlink()
+    refused(["actor:", "no safetensors files"], own)
+    del tensors["model.norm.weight"]
+    save_file(tensors, str(weights))
+    refused(["actor:", "1 tensors are missing", "model.norm.weight"], own)
+
+
+def test_an_index_that_names_a_missing_shard(own: Path) -> None:
+    index = own / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "shard-2.safetensors"}}))
+    refused(["actor:", "shard-2.safetensors is missing"], own)
+    index.write_text("{")
+    refused(["actor:", "index.json cannot be read"], own)
+
+
+def test_fresh_models_need_no_weights_but_their_own_settings(own: Path) -> None:
+    (own / "model/model.safetensors").unlink()
+    refused(["critic:", "critic.model.fresh=true"], own, "actor.model.fresh=true")
+    check(own, "actor.model.fresh=true", "critic.model.fresh=true")
+
+
+def test_a_critic_from_a_reward_model_keeps_its_head(own: Path) -> None:
+    architecture = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    write_folder(own / "critic", **architecture)
+    plan = check(own, f"critic.model.path={own / 'critic'}")
+    assert plan.critic is not None and plan.critic.shape.scalar_head == "score.weight"
+
+
+def test_data_sets_that_cannot_be_used(own: Path) -> None:
+    refused(["data.train_path is empty"], own, "data.train_path=''")
+    refused(["data.train_path", "none.jsonl"], own, f"data.train_path={own / 'none.jsonl'}")
+    (own / "empty.jsonl").write_text("")
+    refused(["data.train_path", "empty"], own, f"data.train_path={own / 'empty.jsonl'}")
+    refused(["data.eval_path", "empty"], own, f"data.eval_path={own / 'empty.jsonl'}")
+    words = ["data.train_path", "'question'", "prompt, label", "line 1"]
+    refused(words, own, "data.prompt_column=question")
+    refused(["data.train_path", "'answer'"], own, "data.label_column=answer")
+    refused(["max_prompt_length 1", "shortest has 2"], own, "data.max_prompt_length=1")
+    refused(["rollout_batch_size 64", "32 prompts"], own, "data.rollout_batch_size=64")
+    refused(["data.eval_path is empty"], own, purpose="eval")
+
+
+def test_texts_for_pretraining(own: Path) -> None:
+    write_jsonl(own / "texts.jsonl", text="w1 w2 w3")
+    texts = f"data.train_path={own / 'texts.jsonl'}"
+    check(own, texts, "data.prompt_column=text", purpose="pretrain")
+    refused(["data.prompt_column", "'prompt'", "text"], own, texts, purpose="pretrain")
+
+
+def test_rewards_that_cannot_be_had(own: Path) -> None:
+    refused(["reward.function", "'exact'", "exact_match"], own, "reward.function=exact")
+    (own / "mine.py").write_text("import nothing_of_that_name\n")
+    refused(
+        ["reward.function", "mine.py, line 1", "nothing_of_that_name"],
+        own,
+        f"reward.function={own / 'mine.py'}:score",
+    )
+    (own / "mine.py").write_text("def scored(prompts, responses): return []\n")
+    refused(
+        ["reward.function", "no 'score'", "'scored'"],
+        own,
+        f"reward.function={own / 'mine.py'}:score",
+    )
+    refused(["reward.function", "tolerence"], own, "reward.kwargs.tolerence=1")
+
+
+def test_a_run_folder_that_is_a_file(own: Path) -> None:
+    refused(["run.dir", "train.jsonl is a file"], own, f"run.dir={own / 'train.jsonl'}/run")

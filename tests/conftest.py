@@ -1,0 +1,27 @@
+"""Fixtures of the tests that start processes; see dist/cluster.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "dist"))
+
+from cluster import Cluster  # noqa: E402
+from tiny_models import TinyModels  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Up to six processes that stay warm over the whole session; started when they are needed."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Folders of tiny Hugging Face models, each made when it is asked for."""
+    return TinyModels(tmp_path_factory.mktemp("models"))
