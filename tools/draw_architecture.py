@@ -54,8 +54,12 @@ class Sheet:
 def draw_universe() -> None:
     """Universe, pools and roles, and the way of one batch."""
     sheet = Sheet(11, 5.6)
-    sheet.box(0.2, 0.2, 10.6, 5.2, "universe: ranks 0-5, one gloo group beside the pools", GREY, top=True)
-    sheet.box(0.5, 0.5, 6.6, 4.3, "pool 0: ranks 0-3 (default group of these ranks)", BLUE, top=True)
+    sheet.box(
+        0.2, 0.2, 10.6, 5.2, "universe: ranks 0-5, one gloo group beside the pools", GREY, top=True
+    )
+    sheet.box(
+        0.5, 0.5, 6.6, 4.3, "pool 0: ranks 0-3 (default group of these ranks)", BLUE, top=True
+    )
     sheet.box(7.5, 0.5, 3.0, 4.3, "pool 1: ranks 4-5", BLUE, top=True)
     sheet.box(4.1, 3.2, 2.7, 1.0, "rollout\nvLLM TP2, 2 replicas", GREEN)
     sheet.box(0.8, 3.2, 2.5, 1.0, "reference\nTP2 x PP2", ORANGE)
@@ -80,7 +84,9 @@ def draw_universe() -> None:
 def draw_bucket() -> None:
     """The way of one parameter bucket, from Megatron's buffer to vLLM's parameter."""
     sheet = Sheet(11, 3.4)
-    sheet.box(0.2, 1.9, 2.2, 1.1, "Megatron's DDP buffer\nlinear_qkv [q..q k v]\nper query group", ORANGE)
+    sheet.box(
+        0.2, 1.9, 2.2, 1.1, "Megatron's DDP buffer\nlinear_qkv [q..q k v]\nper query group", ORANGE
+    )
     sheet.box(3.0, 1.9, 2.2, 1.1, "bucket to rank 2\npacked, cast to bf16", BLUE)
     sheet.box(5.8, 1.9, 2.2, 1.1, "bucket on rank 2\nas it arrived", BLUE)
     sheet.box(8.6, 1.9, 2.2, 1.1, "vLLM's parameter\nqkv_proj [q; k; v]\nwritten in place", GREEN)

@@ -139,7 +139,9 @@ def mini_batch_weights(batch: RoleBatch, rows: tuple[int, ...], mode: str, norm:
     The denominators come from the step's lengths, which every rank knows: they are global.
     """
     lengths = [batch.dealt.rows.response_length[row] for row in rows]
-    local = torch.tensor([batch.index[row] for row in rows if row in batch.index], dtype=torch.int64)
+    local = torch.tensor(
+        [batch.index[row] for row in rows if row in batch.index], dtype=torch.int64
+    )
     weights = torch.zeros(len(batch.index), batch.width)
     weights[local] = token_weights(
         batch.mask[local],

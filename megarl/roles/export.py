@@ -50,9 +50,7 @@ def export_hf(
         plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
         names = shard.items() if writing else ()
         buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
-        mover = Resharder(
-            universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20
-        )
+        mover = Resharder(universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20)
         mover.run(verify=True)
         if writer is not None:
             writer.write(buffers)

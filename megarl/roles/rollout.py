@@ -53,9 +53,7 @@ class RolloutRole:
         """Owner of each row after generation."""
         return RowMap(tuple(self.lead_of(group) for group in groups))
 
-    def generate(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingSpec
-    ) -> list[Rollout]:
+    def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSpec) -> list[Rollout]:
         """Rollouts of the requests whose groups this replica serves; [] except on its lead."""
         if not self.here:
             return []

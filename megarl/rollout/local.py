@@ -38,7 +38,11 @@ class LocalEngine(ABC):
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], decode: Decode, max_model_len: int, max_num_seqs: int
+        self,
+        parameters: Mapping[str, Tensor],
+        decode: Decode,
+        max_model_len: int,
+        max_num_seqs: int,
     ) -> None:
         """parameters: by vLLM's names, in vLLM's layout; they stay where they are."""
         self._parameters = dict(parameters)

@@ -70,7 +70,9 @@ def read_script(path: str | Path) -> Script:
     def script(request: RolloutRequest) -> Answer:
         known = answers.get(request.prompt.prompt_id)
         if not known:
-            raise RunError(f"rollout: the script has no answer to prompt {request.prompt.prompt_id}")
+            raise RunError(
+                f"rollout: the script has no answer to prompt {request.prompt.prompt_id}"
+            )
         return known[request.seed % len(known)]
 
     return script

@@ -18,7 +18,6 @@ from megarl.errors import RunError, VerificationError
 from megarl.runtime.device import on_cuda
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
-
 _engines_built = count()
 
 

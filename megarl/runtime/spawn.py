@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from megarl.runtime.bringup import Launch, free_port, read_launch
+if TYPE_CHECKING:
+    from megarl.runtime.bringup import Launch
 
 CHECKED = "MEGARL_CONFIG_CHECKED"
 """Set for ranks whose parent has read checkpoints, data and rewards already."""
@@ -31,6 +33,8 @@ _PR_SET_PDEATHSIG = 1
 
 def this_launch() -> Launch:
     """Who this process is, by its environment."""
+    from megarl.runtime.bringup import read_launch
+
     return read_launch(os.environ)
 
 
@@ -81,6 +85,8 @@ def spawn(
     When one fails the others get `PEER_GRACE_S` to end by themselves; then they are ended. SIGINT
     and SIGTERM end all. `say` gets one line for a rank that was killed and could not speak itself.
     """
+    from megarl.runtime.bringup import free_port
+
     command = [sys.executable, "-m", module, *arguments]
     ranks: list[_Rank] = []
     # A terminated parent must take its ranks along: its SIGTERM becomes an exception here.
@@ -139,8 +145,11 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def _watch(ranks: Sequence[_Rank]) -> None:
     """Until all have ended, or the grace after the first failure is over."""
     deadline = None
-    while any(rank.process.poll() is None for rank in ranks):
-        if deadline is None and any(rank.process.returncode for rank in ranks):
+    while True:
+        codes = [rank.process.poll() for rank in ranks]
+        if None not in codes:
+            return
+        if deadline is None and any(codes):
             deadline = time.monotonic() + PEER_GRACE_S
         if deadline is not None and time.monotonic() > deadline:
             return

@@ -31,7 +31,8 @@ from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import CanaryText, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
-from megarl.train.run import Books, Run
+from megarl.train.learner import Books, Learner
+from megarl.train.run import Run
 from megarl.types import Prompt, SamplingSpec
 from megarl.weights.load import load_weights
 from megarl.weights.source import FreshWeights, SafetensorsFolder, WeightSource
@@ -141,14 +142,44 @@ class _WithFreshHead:
 def build_run(config: Config, plan: RunPlan, universe: Universe, control: Control) -> Run:
     """The whole run on this rank."""
     builder = Builder(config, plan, universe)
-    data, algorithm = config.data, config.algorithm
+    data = config.data
     batch = data.rollout_batch_size * data.n_samples_per_prompt
-    updates = config.run.steps * algorithm.ppo_epochs * -(-batch // algorithm.global_batch_size)
+    epochs = config.run.steps * config.algorithm.ppo_epochs
+    parts = learner_parts(
+        builder, control, epochs * -(-batch // config.algorithm.global_batch_size)
+    )
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
+    rollout = builder.rollout(tokenizer, plan.actor.path)
+    prompts = read_prompts(config, tokenizer, data.train_path)
+    actor = parts["actor"]
+    return Run(
+        **parts,
+        books=_open_books(config, universe),
+        rollout=rollout,
+        weight_sync=make_weight_sync(config, plan, universe, control, actor, rollout, prompts),
+        reward=load_reward(config.reward.function, **dict(config.reward.kwargs)),
+        prompts=prompts,
+        eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],
+        order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
+        sampling=make_sampling(config, plan, tokenizer),
+    )
+
+
+def build_learner(
+    config: Config, plan: RunPlan, universe: Universe, control: Control, updates: int
+) -> Learner:
+    """The Megatron roles alone, for samples that come from elsewhere; `updates` optimizer steps."""
+    builder = Builder(config, plan, universe)
+    return Learner(**learner_parts(builder, control, updates), books=Books(None, None))
+
+
+def learner_parts(builder: Builder, control: Control, updates: int) -> dict[str, Any]:
+    """The fields of a Learner but its books."""
+    config, plan, algorithm = builder.config, builder.plan, builder.config.algorithm
+    critic = reference = None
     actor = builder.role(
         "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, updates
     )
-    critic = reference = None
     if plan.critic is not None:
         critic = builder.role(
             "critic", Critic, plan.critic, config.critic.model, config.critic.optimizer, updates
@@ -157,35 +188,23 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         reference = builder.role(
             "reference", PolicyRole, plan.reference, config.reference.model, None, 1
         )
-    rollout = builder.rollout(tokenizer, plan.actor.path)
-    prompts = read_prompts(config, tokenizer, data.train_path)
-    held_out = read_prompts(config, tokenizer, data.eval_path)[: data.eval_size]
-    weight_sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
-    return Run(
-        config=config,
-        actor_path=plan.actor.path,
-        shape=plan.actor.shape,
-        universe=universe,
-        control=control,
-        actor=actor,
-        critic=critic,
-        reference=reference,
-        rollout=rollout,
-        weight_sync=weight_sync,
-        reward=load_reward(config.reward.function, **dict(config.reward.kwargs)),
-        prompts=prompts,
-        eval_prompts=held_out,
-        order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
-        sampling=make_sampling(config, plan, tokenizer),
-        policy_settings=_policy_settings(config),
-        kl_controller=kl_controller(
+    return {
+        "config": config,
+        "actor_path": plan.actor.path,
+        "shape": plan.actor.shape,
+        "universe": builder.universe,
+        "control": control,
+        "actor": actor,
+        "critic": critic,
+        "reference": reference,
+        "policy_settings": policy_settings(config),
+        "kl_controller": kl_controller(
             algorithm.kl_ctrl.type,
             kl_coef=algorithm.kl_coef,
             target_kl=algorithm.kl_ctrl.target_kl,
             horizon=algorithm.kl_ctrl.horizon,
         ),
-        books=_open_books(config, universe),
-    )
+    }
 
 
 def make_weight_sync(
@@ -257,7 +276,8 @@ def _canary(prompts: Sequence[Prompt]) -> CanaryText:
     return CanaryText(tuple(tokens[:16]))
 
 
-def _policy_settings(config: Config) -> PolicyLossSettings:
+def policy_settings(config: Config) -> PolicyLossSettings:
+    """What the policy loss is made of."""
     algorithm = config.algorithm
     low, high = algorithm.clip_ratio_low, algorithm.clip_ratio_high
     return PolicyLossSettings(

@@ -26,6 +26,7 @@ from megarl.roles.actor import PolicyInputs, UpdateResult
 from megarl.roles.batching import deal_mini_batches
 from megarl.roles.megatron_role import MegatronRole, RoleBatch
 from megarl.roles.step_rows import StepRows, step_rows
+from megarl.train.learner import Learner
 from megarl.train.mismatch import MismatchHistogram, check_mismatch
 from megarl.train.run import Run
 from megarl.types import Prompt, Rollout, RolloutRequest, RowTable
@@ -84,21 +85,39 @@ def score(run: Run, rollouts: list[Rollout]) -> ScoredStep:
     with run.verb("reward"):
         rewards = score_rewards(run.reward, run.config.reward.function, rollouts)
         table = gather_table(run, rollouts, rewards)
+    tokens = {
+        r.request.row: torch.tensor(r.request.prompt.token_ids + r.response_ids) for r in rollouts
+    }
+    sampled = {r.request.row: torch.tensor(r.logprobs) for r in rollouts}
+    source = run.rollout.row_map(table.group.tolist())
+    return measure(run, table, tokens, sampled, source)
+
+
+def measure(
+    run: Learner,
+    table: RowTable,
+    tokens: dict[int, Tensor],
+    sampled: dict[int, Tensor],
+    source: RowMap,
+) -> ScoredStep:
+    """What reference, actor and critic say of rows that lie on their owners in `source`.
+
+    tokens: row -> int64 [prompt + response]; sampled: row -> fp32 [response] log-probs of the
+    engine that made them; both of the rows that this rank owns.
+    """
     algorithm = run.config.algorithm
     seed = stable_hash(run.config.run.seed, run.step, "mini-batches")
     dealt = deal_mini_batches(table.group.tolist(), algorithm.global_batch_size, seed)
     rows = step_rows(table, dealt)
     with run.verb("distribute"):
-        source = run.rollout.row_map(rows.group)
-        tokens = {
-            r.request.row: torch.tensor(r.request.prompt.token_ids + r.response_ids)
-            for r in rollouts
-        }
         batches = _hand_out(run, rows, source, tokens)
-        sampled = {r.request.row: torch.tensor(r.logprobs) for r in rollouts}
         rollout_logprobs = _to_actor(run, rows, batches["actor"], sampled, source)
     with run.verb("reference"):
-        ref = _from_role(run, rows, batches, run.reference, "reference")
+        reference = run.reference
+        ref_scored = (
+            reference.logprobs(batches["reference"], run.temperature) if reference else None
+        )
+        ref = _bring(run, rows, batches, reference, "reference", ref_scored)
     with run.verb("old_logprobs"):
         old = None
         if run.needs_old_logprobs(len(rows.mini_batches)):
@@ -108,12 +127,19 @@ def score(run: Run, rollouts: list[Rollout]) -> ScoredStep:
         critic_values = critic.values(batches["critic"]) if critic else None
         values = _bring(run, rows, batches, critic, "critic", critic_values)
     return ScoredStep(
-        table, rows, batches["actor"], batches.get("critic"), rollout_logprobs, old, ref, values,
-        critic_values,
-    )  # fmt: skip
+        table=table,
+        rows=rows,
+        actor=batches["actor"],
+        critic=batches.get("critic"),
+        rollout_logprobs=rollout_logprobs,
+        old_logprobs=old,
+        ref_logprobs=ref,
+        values=values,
+        critic_values=critic_values,
+    )
 
 
-def compute_advantages(run: Run, scored: ScoredStep) -> AdvantageStep:
+def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
     """Advantages on the actor's owners; the critic's targets travel to the critic's owners."""
     algorithm = run.config.algorithm
     with run.verb("advantages"):
@@ -138,7 +164,7 @@ def compute_advantages(run: Run, scored: ScoredStep) -> AdvantageStep:
     return AdvantageStep(scored, advantages, critic_returns, metrics)
 
 
-def update(run: Run, batch: AdvantageStep) -> dict[str, float]:
+def update(run: Learner, batch: AdvantageStep) -> dict[str, float]:
     """Critic, then actor; returns the step's metrics, the same on every rank."""
     scored, algorithm = batch.scored, run.config.algorithm
     seed = stable_hash(run.config.run.seed, run.step, "epochs") % 2**31
@@ -204,7 +230,7 @@ def gather_table(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float]
 
 
 def _hand_out(
-    run: Run, rows: StepRows, source: RowMap, tokens: dict[int, Tensor]
+    run: Learner, rows: StepRows, source: RowMap, tokens: dict[int, Tensor]
 ) -> dict[str, RoleBatch | None]:
     """Each role's share of the token rows; roles that deal alike share one batch."""
     batches: dict[str, RoleBatch | None] = {}
@@ -220,7 +246,7 @@ def _hand_out(
 
 
 def _to_actor(
-    run: Run,
+    run: Learner,
     rows: StepRows,
     batch: RoleBatch | None,
     values: dict[int, Tensor],
@@ -233,21 +259,8 @@ def _to_actor(
     return batch.from_rows(arrived) if batch is not None and run.actor.is_owner else None
 
 
-def _from_role(
-    run: Run,
-    rows: StepRows,
-    batches: dict[str, RoleBatch | None],
-    role: MegatronRole | None,
-    name: str,
-) -> Tensor | None:
-    if role is None:
-        return None
-    scored = run.reference.logprobs(batches[name], run.temperature) if run.reference else None
-    return _bring(run, rows, batches, role, name, scored)
-
-
 def _bring(
-    run: Run,
+    run: Learner,
     rows: StepRows,
     batches: dict[str, RoleBatch | None],
     role: MegatronRole | None,
@@ -262,7 +275,7 @@ def _bring(
     return _to_actor(run, rows, batches["actor"], own, role.deal(rows).map)
 
 
-def _actor_to_critic(run: Run, scored: ScoredStep, returns: Tensor | None) -> Tensor | None:
+def _actor_to_critic(run: Learner, scored: ScoredStep, returns: Tensor | None) -> Tensor | None:
     if run.critic is None:
         return None
     own = {}
@@ -276,7 +289,9 @@ def _actor_to_critic(run: Run, scored: ScoredStep, returns: Tensor | None) -> Te
     return scored.critic.from_rows(arrived)
 
 
-def _advantage_inputs(run: Run, scored: ScoredStep, mask: Tensor) -> tuple[AdvantageInputs, float]:
+def _advantage_inputs(
+    run: Learner, scored: ScoredStep, mask: Tensor
+) -> tuple[AdvantageInputs, float]:
     """The estimator's inputs on an owner, and the sum of the KL to the reference there."""
     algorithm, batch = run.config.algorithm, scored.actor
     assert batch is not None
@@ -309,7 +324,7 @@ def _in_slice(role: MegatronRole, batch: RoleBatch | None, values: Tensor | None
     return role.broadcast(mine.float().contiguous())
 
 
-def _update_actor(run: Run, batch: AdvantageStep, seed: int) -> UpdateResult | None:
+def _update_actor(run: Learner, batch: AdvantageStep, seed: int) -> UpdateResult | None:
     scored = batch.scored
     old = ref = None
     if run.needs_old_logprobs(len(scored.rows.mini_batches)):
@@ -322,7 +337,7 @@ def _update_actor(run: Run, batch: AdvantageStep, seed: int) -> UpdateResult | N
 
 
 def _reduced(
-    run: Run,
+    run: Learner,
     result: UpdateResult | None,
     role: MegatronRole,
     kind: type[PolicyStats] | type[ValueStats],
@@ -341,8 +356,8 @@ def _reduced(
     return kind.from_vector(stats).metrics() | run.control.agree(facts)
 
 
-def _mismatch(run: Run, scored: ScoredStep, logprobs: Tensor | None) -> dict[str, float]:
-    """How far the trainer's log-probs are from the engine's own, with the limits that stop a run."""
+def _mismatch(run: Learner, scored: ScoredStep, logprobs: Tensor | None) -> dict[str, float]:
+    """How far the trainer's log-probs are from the engine's, with the limits that stop a run."""
     histogram = MismatchHistogram()
     if logprobs is not None and scored.rollout_logprobs is not None and scored.actor is not None:
         histogram.add((logprobs - scored.rollout_logprobs)[scored.actor.mask])

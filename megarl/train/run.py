@@ -4,57 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from megarl.algorithms.kl import KLController
-from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
-from megarl.layout import ModelShape
-from megarl.mesh.control import Control
-from megarl.mesh.universe import Universe
-from megarl.observe.logger import Logger
-from megarl.observe.progress import Progress
-from megarl.observe.timing import Phases
 from megarl.reshard.executor import SyncReport
 from megarl.rewards.base import RewardFunction
-from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
-from megarl.roles.critic import Critic
-from megarl.roles.megatron_role import MegatronRole
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
-from megarl.train.evaluate import Evaluation, evaluate
+from megarl.train.evaluate import evaluate
+from megarl.train.learner import Learner
 from megarl.types import Prompt, SamplingSpec
 
 
-@dataclass
-class Books:
-    """What is written while the run goes on; the logger and the bar exist on rank 0 only."""
+@dataclass(kw_only=True)
+class Run(Learner):
+    """A learner with its rollout engines, data and reward."""
 
-    logger: Logger | None
-    progress: Progress | None
-    phases: Phases = field(default_factory=Phases)
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)
-    """Step (0 is before the first) -> evaluation."""
-    sync: dict[str, float] = field(default_factory=dict)
-    step_started: float = 0.0
-
-
-@dataclass
-class Run:
-    """Everything of a run on this rank; fields hold the same on all ranks unless they say so."""
-
-    config: Config
-    actor_path: str
-    """Hugging Face folder the actor started from."""
-    shape: ModelShape
-    """The actor's."""
-    universe: Universe
-    control: Control
-    actor: Actor
-    critic: Critic | None
-    reference: PolicyRole | None
     rollout: RolloutRole
     weight_sync: WeightSync
     reward: RewardFunction
@@ -62,34 +28,6 @@ class Run:
     eval_prompts: Sequence[Prompt]
     order: PromptOrder
     sampling: SamplingSpec
-    policy_settings: PolicyLossSettings
-    kl_controller: KLController
-    books: Books
-    step: int = 0
-
-    @property
-    def temperature(self) -> float:
-        """What Megatron divides its logits by: the sampling temperature."""
-        return self.sampling.temperature
-
-    def megatron_roles(self) -> dict[str, MegatronRole]:
-        """The roles that hold Megatron models."""
-        roles = {"actor": self.actor, "critic": self.critic, "reference": self.reference}
-        return {name: role for name, role in roles.items() if role is not None}
-
-    def needs_old_logprobs(self, num_mini_batches: int) -> bool:
-        """Whether old log-probs differ from the update's own, or something else reads them."""
-        algorithm = self.config.algorithm
-        single = algorithm.ppo_epochs == 1 and num_mini_batches == 1
-        warming = self.step < algorithm.critic_warmup
-        return not single or warming or self.reference is not None
-
-    @contextmanager
-    def verb(self, name: str) -> Iterator[None]:
-        """One numbered verb: announced to the peers, timed as `timing_s/<name>`."""
-        self.control.enter(name)
-        with self.books.phases(name):
-            yield
 
     def steps(self) -> Iterator[int]:
         """The steps that are still to be made."""

@@ -1,0 +1,172 @@
+"""`PPOTrainer`: the same roles and phases in one process, for a loop of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from megarl.config.plan import RolePlan, RunPlan
+from megarl.config.schema import Config
+from megarl.errors import ConfigError
+from megarl.layout import model_shape_from_hf, with_scalar_head
+from megarl.mesh.layout import MeshLayout
+from megarl.mesh.rows import RowMap
+from megarl.types import RowTable
+
+if TYPE_CHECKING:
+    from megarl.train.learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class PPOBatch:
+    """Finished samples: token ids of prompts and responses, and one reward each."""
+
+    prompts: Sequence[Sequence[int]]
+    responses: Sequence[Sequence[int]]
+    rewards: Sequence[float]
+    groups: Sequence[int] | None = None
+    """Samples with the same number answer the same prompt; None: each stands alone."""
+    logprobs: Sequence[Sequence[float]] | None = None
+    """The sampling engine's log-prob of each response token; None: the actor's own are taken."""
+
+
+class PPOTrainer:
+    """PPO or GRPO updates of one model in this process, on Megatron-Core.
+
+    Args:
+        model_name: Hugging Face folder with config.json, safetensors and tokenizer.
+        optimizer: "adam", the one there is.
+        lr: learning rate of the policy; `critic_lr` of the value model.
+        kl_coef: KL penalty per token against the starting policy, in the reward; 0 is off.
+        clip_range: half-width of PPO's clip.
+        adv_estimator: "gae" (with a value model), "grpo", "grpo_no_std" or "rloo".
+        mini_batch_size: samples per optimizer step; None: the whole batch.
+
+    Raises ConfigError for a folder or a setting that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        optimizer: str = "adam",
+        lr: float = 1e-6,
+        kl_coef: float = 0.05,
+        clip_range: float = 0.2,
+        *,
+        critic_lr: float | None = None,
+        adv_estimator: str = "gae",
+        ppo_epochs: int = 1,
+        mini_batch_size: int | None = None,
+        micro_batch_size: int = 8,
+        temperature: float = 1.0,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        if optimizer != "adam":
+            raise ConfigError(f"optimizer is {optimizer!r}; known: adam")
+        config = Config()
+        config.run.seed = seed
+        config.actor.model.path = model_name
+        config.actor.model.dtype = config.critic.model.dtype = config.reference.model.dtype = dtype
+        config.actor.optimizer.lr = lr
+        config.critic.optimizer.lr = critic_lr if critic_lr is not None else lr
+        config.rollout.temperature = temperature
+        algorithm = config.algorithm
+        algorithm.adv_estimator, algorithm.kl_coef = adv_estimator, kl_coef
+        algorithm.clip_ratio, algorithm.ppo_epochs = clip_range, ppo_epochs
+        algorithm.micro_batch_size = micro_batch_size
+        self._mini_batch_size = mini_batch_size
+        self._config = config
+        self._run = _build(config)
+
+    def update(self, batch: PPOBatch) -> dict[str, float]:
+        """One PPO step on finished samples; returns the metrics of the training run's names.
+
+        Raises ConfigError where the batch's lists do not have one length.
+        """
+        from megarl.train.phases import compute_advantages, measure, update
+
+        table, run = _table(batch), self._run
+        run.config.algorithm.global_batch_size = self._mini_batch_size or len(table)
+        rows = zip(batch.prompts, batch.responses, strict=True)
+        tokens = {row: torch.tensor([*p, *r]) for row, (p, r) in enumerate(rows)}
+        given = batch.logprobs or [[0.0] * len(r) for r in batch.responses]
+        sampled = {row: torch.tensor(list(values)) for row, values in enumerate(given)}
+        source = RowMap((0,) * len(table))
+        scored = measure(run, table, tokens, sampled, source)
+        if batch.logprobs is None:
+            scored.rollout_logprobs = None
+        metrics = update(run, compute_advantages(run, scored))
+        run.step += 1
+        run.books.phases.pop()
+        return metrics
+
+    def save(self, folder: str | Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        from megarl.models.transformer_config import torch_dtype
+        from megarl.roles.export import export_hf
+
+        run = self._run
+        dtype = torch_dtype(self._config.actor.model.dtype)
+        export_hf(run.universe, run.actor, run.shape, dtype, folder, run.actor_path)
+
+    def close(self) -> None:
+        """Leave torch.distributed; nothing may be called after."""
+        self._run.universe.close()
+
+
+def _table(batch: PPOBatch) -> RowTable:
+    count = len(batch.rewards)
+    sizes = {"prompts": len(batch.prompts), "responses": len(batch.responses), "rewards": count}
+    if len(set(sizes.values())) != 1 or count == 0:
+        raise ConfigError(f"PPOBatch: lists of one length, at least 1, are needed: {sizes}")
+    groups = list(range(count)) if batch.groups is None else list(batch.groups)
+    return RowTable(
+        group=torch.tensor(groups, dtype=torch.int32),
+        prompt_length=torch.tensor([len(p) for p in batch.prompts], dtype=torch.int32),
+        response_length=torch.tensor([len(r) for r in batch.responses], dtype=torch.int32),
+        reward=torch.tensor([float(reward) for reward in batch.rewards]),
+        finished=torch.ones(count, dtype=torch.bool),
+        weight_version=torch.zeros(count, dtype=torch.int32),
+        source=("",) * count,
+    )
+
+
+def _build(config: Config) -> Learner:
+    """The roles of a run in one process, without rollout engine and data."""
+    from megarl.algorithms.advantages import estimator
+    from megarl.runtime.bringup import read_launch
+    from megarl.train.main import prepare_process
+
+    path = Path(config.actor.model.path)
+    if not (path / "config.json").exists():
+        raise ConfigError(f"model_name: {path} is no Hugging Face folder: it has no config.json")
+    hf = json.loads((path / "config.json").read_text())
+    shape = model_shape_from_hf(hf)
+    policy = RolePlan((0,), MeshLayout(), shape, str(path), hf)
+    value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), str(path), hf)
+    algorithm = config.algorithm
+    plan = RunPlan(
+        world_size=1,
+        actor=policy,
+        critic=value if estimator(algorithm.adv_estimator).needs_values else None,
+        reference=policy if algorithm.kl_coef > 0 else None,
+        rollout_ranks=(0,),
+        rollout_tensor_parallel_size=1,
+    )
+    launch = read_launch(os.environ)
+    if launch.world_size != 1:
+        raise ConfigError(f"PPOTrainer is for one process; {launch.world_size} were started")
+    prepare_process(launch)
+    from megarl.mesh.control import Control
+    from megarl.mesh.universe import Pool, Universe
+    from megarl.train.build import build_learner
+
+    universe = Universe(launch, [Pool("pool0", (0,))], config.run.timeout_s)
+    return build_learner(config, plan, universe, Control(universe, lambda *_: None), 1)
