@@ -10,9 +10,7 @@ from megarl.runtime.inventory import Finding, inventory, machine
 
 def doctor() -> int:
     """Print the findings; returns 1 where something is missing that nothing runs without."""
-    findings = inventory(
-        native_cpu=native.available(), native_cuda=native.cuda_available()
-    )
+    findings = inventory(native_cpu=native.available(), native_cuda=native.cuda_available())
     sys.stdout.write(report(findings, machine()))
     return 1 if any(f.required and f.found is None for f in findings) else 0
 

@@ -64,7 +64,8 @@ class Universe:
         self.root_store = open_store(launch, timeout_s)
         self.store = dist.PrefixStore(f"megarl/{launch.attempt}", self.root_store)
         universe_store = dist.PrefixStore("universe", self.store)
-        self._group = dist.ProcessGroupGloo(universe_store, self.rank, self.size, timeout)
+        # torch ships no type of this class's methods.
+        self._group: Any = dist.ProcessGroupGloo(universe_store, self.rank, self.size, timeout)
         write_pool_env(os.environ, launch, self.pool_rank, len(self.pool.ranks))
         dist.init_process_group(
             backend(),

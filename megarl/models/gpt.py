@@ -131,7 +131,7 @@ def build_chunks(
     layout = mesh.layout
     config = transformer_config(hf, shape, layout, dtype, recompute_granularity)
     model_class = PolicyModel if shape.scalar_head is None else ValueModel
-    chunks = []
+    chunks: list[torch.nn.Module] = []
     for chunk in range(layout.vpp):
         stage = chunk if layout.vpp > 1 else None
         model = model_class(

@@ -126,7 +126,7 @@ class MegatronRole:
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """A CPU tensor of the owner, to all ranks of its slice, in place."""
-        assert self._mesh is not None
+        assert self._mesh is not None and self._mesh.slice_group is not None
         if self._mesh.slice_group.size() > 1 and tensor.numel():
             dist.broadcast(tensor, src=self._mesh.owner_rank, group=self._mesh.slice_group)
         return tensor

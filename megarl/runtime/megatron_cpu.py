@@ -160,7 +160,7 @@ def _patch_tensor_methods() -> None:
             return _TYPE_NAMES.get(result, result)
         return result
 
-    torch.Tensor.cuda = cuda  # type: ignore[method-assign]
+    torch.Tensor.cuda = cuda  # type: ignore[method-assign,assignment]
     torch.Tensor.type = type_  # type: ignore[method-assign,assignment]
 
 

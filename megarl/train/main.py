@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch.distributed as dist
 
@@ -37,8 +38,10 @@ class Session:
         self.universe = Universe(launch, pools, timeout_s)
         facts = self.universe.all_gather((self.universe.hosts[launch.rank], os.getpid()))
         here = facts[launch.rank][0]
+        store: Any = self.universe.root_store
         self.watch = Watch(
-            dist.PrefixStore(f"watch/{launch.attempt}", self.universe.root_store.clone()),
+            # A connection of its own: the main thread may sit in a wait on the other.
+            dist.PrefixStore(f"watch/{launch.attempt}", store.clone()),
             launch.rank,
             launch.world_size,
             {rank: pid for rank, (host, pid) in enumerate(facts) if host == here},

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,7 +65,7 @@ class SafetensorsFolder:
         piece = self._slice(tensor)
         return piece[tuple(slice(lo, hi) for lo, hi in zip(box.lo, box.hi, strict=True))]
 
-    def _slice(self, tensor: str) -> object:
+    def _slice(self, tensor: str) -> Any:
         if tensor not in self._file_of:
             raise DataError(f"{self.folder}: there is no tensor {tensor}")
         name = self._file_of[tensor]
