@@ -14,7 +14,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar off --qui
 INSTALLED := $(VENV)/.installed-$(SET)
 BUILT := $(VENV)/.built
 SOURCES := setup.py $(wildcard megarl_cpp/csrc/*)
-CHECKED := megarl megarl_cpp examples tests setup.py
+CHECKED := $(wildcard megarl megarl_cpp examples tools tests setup.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,6 +35,10 @@ $(INSTALLED): requirements/cpu.txt requirements/cpu-nodeps.txt requirements/gpu.
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "make: $(PYTHON) cannot make virtual environments: apt-get install python3.11-venv" >&2; \
 		exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; \
+		open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null || { \
+		echo "make: $(PYTHON) has no headers, which one dependency (pycosat) is built with:" \
+			"apt-get install python3.11-dev" >&2; exit 1; }
 	@command -v $${CXX:-g++} >/dev/null || { \
 		echo "make: there is no C++ compiler: apt-get install g++, or set CXX" >&2; exit 1; }
 	@echo "installing the $(SET) set into $(VENV)"

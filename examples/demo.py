@@ -11,14 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from examples.checks import check_against_transformers, check_fresh_vllm
 from examples.demo_assets import write_assets
-from examples.stages import Stages, megarl, say
+from examples.stages import Stages, final_table, megarl, say
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 WANTED_POINTS = 20.0
@@ -95,24 +91,8 @@ def _check_vllm(folder: Path) -> dict[str, int]:
 
 
 def _report(folder: Path, stages: Stages, same: dict[str, int], wanted: float) -> int:
-    summary: dict[str, Any] = json.loads((folder / "ppo" / "summary.json").read_text())
-    before, after = summary["accuracy_first"], summary["accuracy_last"]
-    points = 100 * (after - before)
-    table = Table(title="Demo")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, seconds in stages.seconds().items():
-        table.add_row(f"stage {name}", f"{seconds:.0f} s")
-    table.add_row("held-out accuracy before", f"{before:.3f}")
-    table.add_row("held-out accuracy after", f"{after:.3f}")
-    table.add_row("fresh vLLM, same answers", f"{same['same']} of {same['asked']}")
-    table.add_row("report", str(folder / "ppo" / "report.txt"))
-    table.add_row("curves", str(folder / "ppo" / "curves.png"))
-    table.add_row("TensorBoard", f"tensorboard --logdir {folder / 'ppo'}")
-    Console().print(table)
-    verdict = "rose" if points >= wanted else f"rose by less than {wanted:g} points"
-    say(f"held-out accuracy {verdict}: {points:+.1f} points")
-    return 0 if points >= wanted else 1
+    extra = {"fresh vLLM, same answers": f"{same['same']} of {same['asked']}"}
+    return final_table("Demo", folder / "ppo", stages, extra, wanted)
 
 
 if __name__ == "__main__":

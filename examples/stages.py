@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 
 class Stages:
@@ -48,6 +51,31 @@ class Stages:
         marks = sorted(self._marks.glob("*.json"), key=lambda mark: mark.stat().st_mtime)
         found = ((mark.stem, json.loads(mark.read_text())) for mark in marks)
         return {name: content["seconds"] for name, content in found if "seconds" in content}
+
+
+def final_table(
+    title: str, run: Path, stages: Stages, extra: Mapping[str, str], wanted_points: float
+) -> int:
+    """Show what was reached; 1 when held-out accuracy did not rise by `wanted_points`, else 0."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    before, after = summary["accuracy_first"], summary["accuracy_last"]
+    points = 100 * (after - before)
+    table = Table(title=title)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, seconds in stages.seconds().items():
+        table.add_row(f"stage {name}", f"{seconds:.0f} s")
+    table.add_row("held-out accuracy before", f"{before:.3f}")
+    table.add_row("held-out accuracy after", f"{after:.3f}")
+    for name, text in extra.items():
+        table.add_row(name, text)
+    table.add_row("report", str(run / "report.txt"))
+    table.add_row("curves", str(run / "curves.png"))
+    table.add_row("TensorBoard", f"tensorboard --logdir {run}")
+    Console().print(table)
+    verdict = "rose" if points >= wanted_points else f"rose by less than {wanted_points:g} points"
+    say(f"held-out accuracy {verdict}: {points:+.1f} points")
+    return 0 if points >= wanted_points else 1
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from megarl.cli.output import complain
 from megarl.errors import ConfigError, MegaRLError
 
 RUNS = {
@@ -32,13 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output (`| head`) has seen enough.
         sys.stderr.close()
         return 0
-
-
-def complain(message: str) -> None:
-    """One message on stderr, after whatever was printed before."""
-    sys.stdout.flush()
-    sys.stderr.write(f"megarl: error: {message}\n")
-    sys.stderr.flush()
 
 
 def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megarl.cli.output import complain
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
 from megarl.config.save import save_resolved
@@ -85,8 +86,6 @@ def _run(
     if first and not checked:
         save_resolved(config, loaded.origins, Path(config.run.dir) / RESOLVED)
     if alone and world_size > 1:
-        from megarl.cli.main import complain
-
         return spawn.spawn(arguments, world_size, complain, module=MODULE)
     if checked:
         spawn.die_with_parent()

@@ -188,6 +188,8 @@ class VllmEngine:
                 self._open_inbox = more
 
     def _admit(self, requests: Sequence[RolloutRequest], sampling: SamplingSpec) -> None:
+        from vllm.exceptions import VLLMClientError
+
         for request in requests:
             name = str(request.row)
             try:
@@ -196,7 +198,7 @@ class VllmEngine:
                     {"prompt_token_ids": list(request.prompt.token_ids)},
                     _sampling_params(sampling, request.seed),
                 )
-            except ValueError as error:
+            except (ValueError, VLLMClientError) as error:
                 raise RunError(
                     f"rollout: vLLM refuses sample {request.row} (prompt "
                     f"{request.prompt.prompt_id}, {len(request.prompt.token_ids)} tokens): {error}"
