@@ -14,7 +14,8 @@ from megarl.observe.metrics_file import Metrics, read_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = ("#2f6fb2", "#d1602b", "#2f9164", "#8e5ab0", "#c23b55", "#7a6a4f", "#3fa7b5", "#8a8a8a")
+_COLORS = ("#2f6fb2", "#d1602b", "#2f9164", "#8e5ab0", "#c23b55", "#7a6a4f", "#3fa7b5", "#8a8a8a",
+           "#d8a31a", "#5566aa", "#9bb43c", "#b56a86")  # fmt: skip
 _MAX_SERIES = len(_COLORS)
 # Points of a curve, from which on its noise is drawn faintly behind a moving mean.
 _SMOOTH_FROM = 50
@@ -98,7 +99,10 @@ def _series(steps: Mapping[int, Metrics], panel: Panel) -> Series:
                 xs, ys = series.setdefault(name, ([], []))
                 xs.append(step)
                 ys.append(value)
-    return dict(list(series.items())[:_MAX_SERIES])
+    # What weighs most is shown first: a panel never hides its largest phase.
+    weight = {name: sum(map(abs, ys)) / len(ys) for name, (_, ys) in series.items()}
+    kept = set(sorted(weight, key=lambda name: -weight[name])[:_MAX_SERIES])
+    return {name: points for name, points in series.items() if name in kept}
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -53,7 +53,9 @@ class Run(Learner):
 
     def finish_step(self, step: int, metrics: dict[str, float]) -> None:
         """Log the step, show it, evaluate when due."""
-        metrics = metrics | self._sync_metrics() | self._timing_metrics(metrics)
+        with self.verb("books"):
+            metrics = metrics | self._sync_metrics() | self._memory_metrics()
+        metrics |= self._timing_metrics(metrics)
         metrics["run/weight_version"] = float(self.weight_sync.version)
         self.step = step + 1
         if self.books.logger is not None:
@@ -95,6 +97,9 @@ class Run(Learner):
         total["reshard/canary_diff"] = self.weight_sync.canary_diff
         return total
 
+    def _memory_metrics(self) -> dict[str, float]:
+        return {"perf/peak_memory_gib": sum(self.control.gather(peak_memory_bytes())) / 2**30}
+
     def _timing_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
         wall = time.perf_counter() - self.books.step_started
         timing = self.books.phases.pop()
@@ -104,6 +109,5 @@ class Run(Learner):
         perf = {
             "perf/tokens_per_s": tokens / wall,
             "perf/generated_tokens_per_s": metrics["tokens/response"] / generation,
-            "perf/peak_memory_gib": sum(self.control.gather(peak_memory_bytes())) / 2**30,
         }
         return timing | perf

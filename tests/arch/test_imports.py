@@ -73,6 +73,7 @@ ATTRIBUTES = {
 
 KNOWN: frozenset[tuple[str, str]] = frozenset(
     {
+        ("megarl.bench.step", "os.environ"),
         ("megarl.mesh.universe", "os.environ"),
         ("megarl.rollout.vllm_engine", "os.environ"),
         ("megarl.train.main", "os.environ"),

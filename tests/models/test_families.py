@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megarl.mesh.layout import MeshLayout
 
+pytestmark = pytest.mark.dist
 LAYOUTS = {
     "tp1": MeshLayout(),
     "tp2": MeshLayout(tp=2),

@@ -19,6 +19,7 @@ from tiny_models import VOCAB_SIZE, TinyModels
 
 from megarl.types import Rollout, SamplingSpec
 
+pytestmark = [pytest.mark.dist, pytest.mark.vllm]
 ENGINES = {"vllm-tp1": 1, "vllm-tp2": 2, "transformers": 1, "scripted": 1}
 WITH_MODEL = ("vllm-tp1", "vllm-tp2", "transformers")
 FAMILY = "qwen3"

@@ -20,6 +20,7 @@ from tiny_models import TinyModels
 from megarl.mesh.layout import MeshLayout
 from megarl.models.transformer_config import read_hf_config
 
+pytestmark = [pytest.mark.dist, pytest.mark.vllm]
 CASES = {
     "tp2pp2-to-tp2x2": SyncCase("llama", MeshLayout(tp=2, pp=2), 2),
     "tp2pp2-to-tp1x4-cast": SyncCase(
