@@ -14,7 +14,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar off --qui
 INSTALLED := $(VENV)/.installed-$(SET)
 BUILT := $(VENV)/.built
 SOURCES := setup.py $(wildcard megarl_cpp/csrc/*)
-CHECKED := $(wildcard megarl megarl_cpp examples tools tests setup.py)
+CHECKED := megarl megarl_cpp examples tests tools setup.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -60,10 +60,10 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 build: $(BUILT)  ## Build megarl_cpp (with CUDA where nvcc is, unless MEGARL_CUDA=0)
 
 demo: $(BUILT)  ## Pretrain a small Llama, then PPO on it (10 minutes on 2 cores)
-	$(PY) examples/demo.py
+	$(PY) -m examples.demo
 
 demo-smollm2: $(BUILT)  ## Train SmolLM2-135M-Instruct (20 minutes on 2 cores)
-	$(PY) examples/demo_smollm2.py
+	$(PY) -m examples.demo_smollm2
 
 test: $(BUILT)  ## Tests that need no GPU (7 minutes on 2 cores)
 	$(PY) -m pytest -m 'not slow and not long and not gpu'

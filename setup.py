@@ -82,7 +82,7 @@ setup(
         # Prompts in Parquet files.
         "parquet": ["pyarrow"],
         # The demos: procedural reasoning tasks, plots, weights out of a GGUF file.
-        "demo": ["reasoning-gym", "matplotlib", "gguf"],
+        "demo": ["reasoning-gym", "matplotlib", "gguf", "accelerate"],
         # Tests, lint and types.
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
     },

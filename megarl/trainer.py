@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,7 @@ def _table(batch: PPOBatch) -> RowTable:
 def _build(config: Config) -> Learner:
     """The roles of a run in one process, without rollout engine and data."""
     from megarl.algorithms.advantages import estimator
-    from megarl.runtime.bringup import read_launch
+    from megarl.runtime.environment import this_launch
     from megarl.train.main import prepare_process
 
     path = Path(config.actor.model.path)
@@ -160,7 +159,7 @@ def _build(config: Config) -> Learner:
         rollout_ranks=(0,),
         rollout_tensor_parallel_size=1,
     )
-    launch = read_launch(os.environ)
+    launch = this_launch()
     if launch.world_size != 1:
         raise ConfigError(f"PPOTrainer is for one process; {launch.world_size} were started")
     prepare_process(launch)

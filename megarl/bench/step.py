@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from megarl.config.schema import Config
 from megarl.layout import model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
 from megarl.observe.report import show, summary_table
+from megarl.runtime.environment import set_variables
 
 MATMUL_SIZE = 1536
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args(argv)
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    set_variables({"OMP_NUM_THREADS": str(arguments.threads)})
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))

@@ -42,8 +42,9 @@ def run(
     loaded = load_with_origins(path, overrides)
     # torch is imported from here on: a wrong key is told without that second.
     from megarl.runtime import spawn
+    from megarl.runtime.environment import this_launch
 
-    launch = spawn.this_launch()
+    launch = this_launch()
     alone = launch.launcher == "alone"
     config = loaded.config
     wanted = wanted_world_size(config, use_resources=command == "train")
@@ -72,11 +73,12 @@ def _run(
 ) -> int:
     from megarl.config.validate import validate
     from megarl.runtime import spawn
+    from megarl.runtime.environment import this_launch
 
     config = loaded.config
     checked = spawn.is_checked()
     plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
-    first = spawn.this_launch().rank == 0
+    first = this_launch().rank == 0
     if dry_run:
         if first:
             from megarl.cli.meshes import describe_plan

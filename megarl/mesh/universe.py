@@ -7,7 +7,6 @@ rows, weights, and the small control exchange of each phase.
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import ConfigError, RunError
-from megarl.runtime.bringup import Launch, open_store, write_pool_env
+from megarl.runtime.bringup import Launch, open_store
 from megarl.runtime.device import backend
+from megarl.runtime.environment import enter_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Universe:
         universe_store = dist.PrefixStore("universe", self.store)
         # torch ships no type of this class's methods.
         self._group: Any = dist.ProcessGroupGloo(universe_store, self.rank, self.size, timeout)
-        write_pool_env(os.environ, launch, self.pool_rank, len(self.pool.ranks))
+        enter_pool(launch, self.pool_rank, len(self.pool.ranks))
         dist.init_process_group(
             backend(),
             store=dist.PrefixStore(f"pool/{self.pool.name}", self.store),

@@ -78,14 +78,13 @@ class _ChunkedHead(torch.autograd.Function):
         with_entropy: bool,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
-        # rows: log of the sum of exponentials, target logit, mean logit under the softmax
+        # rows: log of the sum of exponentials, target logit, entropy
         stats = hidden.new_empty(3, hidden.shape[0], dtype=torch.float32)
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits = _chunk_logits(hidden[rows], weight, shard, temperature)
             _chunk_stats(logits, targets[rows], shard, with_entropy, stats[:, rows])
-        lse, target_logit, mean_logit = stats
-        entropy = lse - mean_logit if with_entropy else torch.zeros_like(lse)
+        lse, target_logit, entropy = stats
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
         ctx.settings = (shard, temperature, with_entropy, chunk_tokens)
@@ -126,16 +125,17 @@ def _chunk_stats(
     peak = logits.max(dim=1).values
     if parallel:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=shard.group)
-    weights = (logits - peak[:, None]).exp_()
+    shifted = logits - peak[:, None]
+    weights = shifted.exp() if with_entropy else shifted.exp_()
     local, here = _local_targets(targets, shard)
     partial = torch.zeros(3, logits.shape[0], dtype=torch.float32, device=logits.device)
     partial[0] = weights.sum(dim=1)
     partial[1] = logits.gather(1, local[:, None])[:, 0].masked_fill(~here, 0.0)
     if with_entropy:
-        finite = logits.masked_fill(weights == 0, 0.0)
-        partial[2] = (weights * finite).sum(dim=1)
+        # Below the peak: the mean of whole logits would lose the entropy's last digits.
+        partial[2] = (weights * shifted.masked_fill_(weights == 0, 0.0)).sum(dim=1)
     if parallel:
         dist.all_reduce(partial, group=shard.group)
     out[0] = peak + partial[0].log()
     out[1] = partial[1]
-    out[2] = partial[2] / partial[0]
+    out[2] = partial[0].log() - partial[2] / partial[0] if with_entropy else 0.0

@@ -58,7 +58,7 @@ def read_script(path: str | Path) -> Script:
     answers: dict[int, list[Answer]] = {}
     try:
         lines = Path(path).read_text().splitlines()
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines, start=1):  # noqa: B007 (the message reads it)
             row = json.loads(line)
             answer = (row["response_ids"], row["logprobs"])
             answers.setdefault(int(row["prompt_id"]), []).append(answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
 from megarl.runtime.device import on_cuda
+from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 _engines_built = count()
@@ -253,13 +253,13 @@ def _replica_group() -> Any:
 
 def _prepare_process(run_name: str) -> None:
     """Settings vLLM reads from the environment, and its two CPU habits we need otherwise."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    set_variables({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    set_variables(defaults, keep_given=True)
     if on_cuda():
         return
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    set_variables(on_cpu, keep_given=True)
     _keep_packed_weights()
     _name_shared_memory(run_name)
 
@@ -286,7 +286,7 @@ def _name_shared_memory(run_name: str) -> None:
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
     name = f"megarl-{run_name}-{next(_engines_built)}"
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank = pool_rank_and_local_rank()
 
     def distributed_args(self: Any) -> tuple[str, int, int]:
         return f"env://:{name}", rank, local_rank

@@ -31,13 +31,6 @@ _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
-def this_launch() -> Launch:
-    """Who this process is, by its environment."""
-    from megarl.runtime.bringup import read_launch
-
-    return read_launch(os.environ)
-
-
 def is_checked() -> bool:
     """Whether a parent has validated the files for this rank."""
     return os.environ.get(CHECKED) == "1"

@@ -11,8 +11,9 @@ from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Pool, Universe
-from megarl.runtime.bringup import Launch, read_launch
+from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
+from megarl.runtime.environment import set_variables, this_launch
 from megarl.runtime.watch import Watch
 
 
@@ -22,6 +23,8 @@ def prepare_process(launch: Launch) -> None:
     if not on_cuda():
         from megarl.runtime import megatron_cpu
 
+        # Compiling one sampler helper would cost every process 5-18 s at its first call.
+        set_variables({"TORCHDYNAMO_DISABLE": "1"}, keep_given=True)
         megatron_cpu.install()
 
 
@@ -32,7 +35,7 @@ class Session:
     """
 
     def __init__(self, plan: RunPlan, timeout_s: float, stall_timeout_s: float) -> None:
-        launch = read_launch(os.environ)
+        launch = this_launch()
         prepare_process(launch)
         pools = [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]
         self.universe = Universe(launch, pools, timeout_s)

@@ -71,15 +71,7 @@ ATTRIBUTES = {
     ("os", "getenv"): "os.environ",
 }
 
-KNOWN: frozenset[tuple[str, str]] = frozenset(
-    {
-        ("megarl.bench.step", "os.environ"),
-        ("megarl.mesh.universe", "os.environ"),
-        ("megarl.rollout.vllm_engine", "os.environ"),
-        ("megarl.train.main", "os.environ"),
-        ("megarl.trainer", "os.environ"),
-    }
-)
+KNOWN: frozenset[tuple[str, str]] = frozenset()
 """(module, what it reaches for) that is not as it should be."""
 
 

@@ -23,9 +23,7 @@ from megarl.models.transformer_config import read_hf_config
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
 CASES = {
     "tp2pp2-to-tp2x2": SyncCase("llama", MeshLayout(tp=2, pp=2), 2),
-    "tp2pp2-to-tp1x4-cast": SyncCase(
-        "qwen3", MeshLayout(tp=2, pp=2), 1, rollout_dtype="bfloat16"
-    ),
+    "tp2pp2-to-tp1x4-cast": SyncCase("qwen3", MeshLayout(tp=2, pp=2), 1, rollout_dtype="bfloat16"),
     "dp4-to-tp2x2-cast": SyncCase("qwen2", MeshLayout(dp=4), 2, rollout_dtype="bfloat16"),
     "pp2vpp2dp2-to-tp4": SyncCase("llama3-rope", MeshLayout(pp=2, vpp=2, dp=2), 4),
     "tp2dp2-to-tp2x2-bf16": SyncCase(

@@ -1,0 +1,70 @@
+"""PPOTrainer in a process of its own: right answers become likelier, the export loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import json, sys
+from megarl import PPOTrainer
+from megarl.trainer import PPOBatch
+
+model, out, estimator = sys.argv[1:4]
+trainer = PPOTrainer(
+    model_name=model, optimizer="adam", lr=3e-3, kl_coef=0.01, clip_range=0.2,
+    adv_estimator=estimator,
+)
+good, bad = [3, 4, 1], [5, 6, 7, 1]
+batch = PPOBatch([[5, 6, 7]] * 8, [good] * 4 + [bad] * 4, [1.0] * 4 + [0.0] * 4, groups=[0] * 8)
+history = [trainer.update(batch) for _ in range(6)]
+trainer.save(out)
+trainer.close()
+print(json.dumps(history))
+"""
+
+
+def run(model: Path, out: Path, estimator: str) -> list[dict[str, float]]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(model), str(out), estimator],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    history: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return history
+
+
+def answer_logprobs(folder: Path) -> tuple[float, float]:
+    """transformers' log-probs of the good and of the bad answer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def total(answer: list[int]) -> float:
+        ids = torch.tensor([[5, 6, 7, *answer]])
+        with torch.no_grad():
+            table = model(ids).logits[0, 2:-1].log_softmax(-1)
+        return float(table.gather(1, ids[0, 3:, None]).sum())
+
+    return total([3, 4, 1]), total([5, 6, 7, 1])
+
+
+def test_updates_move_the_policy_towards_the_reward(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=70, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(model)
+    before = answer_logprobs(model)
+    for estimator in ("gae", "grpo"):
+        history = run(model, tmp_path / estimator, estimator)
+        good, bad = answer_logprobs(tmp_path / estimator)
+        assert good - bad > before[0] - before[1] + 0.1, estimator
+        assert all(metrics["actor/grad_norm"] > 0 for metrics in history)
+        assert ("critic/vf_loss" in history[0]) == (estimator == "gae")
