@@ -59,13 +59,18 @@ def limit_threads(num_ranks: int) -> None:
 
 def rank_environments(env: Mapping[str, str], num_ranks: int, port: int) -> list[dict[str, str]]:
     """The environment of every rank: torchrun's variables on top of `env`."""
-    common = dict(env) | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        CHECKED: "1",
-    }
+    # C++ warnings and stack lines of torch would stand between the user and the cause of a failure.
+    common = (
+        {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+        | dict(env)
+        | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            CHECKED: "1",
+        }
+    )
     common.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
 

@@ -14,7 +14,7 @@ from megarl.mesh.universe import Pool, Universe
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
 from megarl.runtime.environment import set_variables, this_launch
-from megarl.runtime.watch import Watch
+from megarl.runtime.watch import Watch, sweep_shared_memory
 
 
 def prepare_process(launch: Launch) -> None:
@@ -60,9 +60,13 @@ class Session:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.watch.fail(error)
-        self.universe.barrier()
-        self.watch.leave()
-        self.universe.barrier()
+        try:
+            self.universe.barrier()
+            self.watch.leave()
+            self.universe.barrier()
+        except RuntimeError as lost:  # a peer failed while this rank was done already
+            self.watch.fail(lost)
+        sweep_shared_memory(self.universe.launch.run_id)
         self.watch.stop()
         self.universe.close()
 

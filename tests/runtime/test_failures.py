@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import free_port, process_env
+from cluster import Cluster, free_port, process_env
 from tiny_models import TinyModels
 
 pytestmark = pytest.mark.dist
@@ -32,7 +32,15 @@ class Started:
     """A run of four ranks."""
 
     folder: Path
-    processes: list[subprocess.Popen[bytes]]
+    cluster: Cluster
+    pids: list[int]
+    """Ranks that were started one by one."""
+    agent: subprocess.Popen[bytes] | None = None
+
+    @property
+    def statuses(self) -> list[int | None]:
+        """Exit statuses of the ranks."""
+        return [self.cluster.status_of(pid) for pid in self.pids]
 
     def rank_facts(self) -> dict[int, tuple[int, str]]:
         """rank -> (process id, run id), of the ranks that joined."""
@@ -64,12 +72,12 @@ class Started:
         assert failed_at is not None, self.output()
         while any(alive(pid) for pid, _ in facts.values()):
             assert time.time() - failed_at < 4 * LIMIT_S, self.output()
-            for process in self.processes:
-                process.poll()
             time.sleep(0.05)
         seconds = time.time() - failed_at
-        for process in self.processes:
-            process.wait(LIMIT_S)
+        if self.agent is not None:
+            self.agent.wait(LIMIT_S)
+        while None in self.statuses:
+            time.sleep(0.05)
         return seconds
 
     def last_lines(self) -> list[str]:
@@ -89,14 +97,13 @@ class Started:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Started]:
-    run = Started(tmp_path, [])
+def started(tmp_path: Path, cluster: Cluster) -> Iterator[Started]:
+    run = Started(tmp_path, cluster, [])
     yield run
-    for process in run.processes:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-    for pid, _ in run.rank_facts().values():
+    if run.agent is not None and run.agent.poll() is None:
+        run.agent.kill()
+        run.agent.wait()
+    for pid in {*run.pids, *(pid for pid, _ in run.rank_facts().values())}:
         if alive(pid):
             os.kill(pid, signal.SIGKILL)
 
@@ -112,22 +119,16 @@ def alive(pid: int) -> bool:
 
 def start_plain(run: Started, scenario: str, extra: Mapping[str, str] | None = None) -> None:
     """Four processes with torchrun's variables, and nobody above them: rank 0 hosts the store."""
-    common = process_env() | {
+    common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(RANKS),
         **(extra or {}),
     }
     for rank in range(RANKS):
-        with (run.folder / f"{rank}.out").open("wb") as out:
-            run.processes.append(
-                subprocess.Popen(
-                    [sys.executable, SCRIPT, scenario, str(run.folder)],
-                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+        env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = run.folder / f"{rank}.out"
+        run.pids.append(run.cluster.fork_script(log, env, SCRIPT, scenario, str(run.folder)))
 
 
 def start_torchrun(run: Started, scenario: str) -> None:
@@ -135,8 +136,8 @@ def start_torchrun(run: Started, scenario: str) -> None:
     with (run.folder / "agent.out").open("wb") as out:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
         command += ["--master-port", str(free_port()), SCRIPT, scenario, str(run.folder)]
-        run.processes.append(
-            subprocess.Popen(command, env=process_env(), stdout=out, stderr=subprocess.STDOUT)
+        run.agent = subprocess.Popen(
+            command, env=process_env(), stdout=out, stderr=subprocess.STDOUT
         )
 
 
@@ -146,14 +147,14 @@ def check_cause(run: Started, *words: str, silent: int = 0) -> None:
     assert len(lines) == RANKS - silent
     for line in lines:
         assert line.startswith("megarl: ") and all(word in line for word in words), run.output()
-    assert all(process.returncode != 0 for process in run.processes)
+    assert all(status != 0 for status in run.statuses)
     assert run.left_in_shared_memory() == []
 
 
 def test_a_run_that_ends_in_order(started: Started) -> None:
     start_plain(started, "in-order")
     started.seconds_until_gone()
-    assert [process.returncode for process in started.processes] == [0] * RANKS
+    assert started.statuses == [0] * RANKS
     assert started.left_in_shared_memory() == []
 
 
@@ -163,12 +164,13 @@ def test_a_raise_on_one_rank(started: Started) -> None:
     check_cause(started, "rank 2 failed at verb 2 (second)", "ValueError: sample 17 is bad")
 
 
+@pytest.mark.slow
 def test_a_raise_under_torchrun(started: Started) -> None:
     start_torchrun(started, "raise")
     assert started.seconds_until_gone() < LIMIT_S
     said = [line for line in started.output().splitlines() if line.startswith("megarl: ")]
     assert said and all("rank 2 failed at verb 2 (second)" in line for line in said)
-    assert started.processes[0].returncode != 0
+    assert started.agent is not None and started.agent.returncode != 0
     assert started.left_in_shared_memory() == []
 
 
@@ -177,7 +179,7 @@ def test_a_config_error_leaves_with_2(started: Started) -> None:
     start_plain(started, "config-error")
     assert started.seconds_until_gone() < LIMIT_S
     check_cause(started, "data.train_path is empty")
-    assert [process.returncode for process in started.processes] == [2] * RANKS
+    assert started.statuses == [2] * RANKS
     assert "Traceback" not in started.output()
 
 
@@ -207,12 +209,14 @@ def test_a_lost_store(started: Started) -> None:
     assert started.left_in_shared_memory() == []
 
 
+@pytest.mark.slow
 def test_a_lost_torchrun_agent(started: Started) -> None:
     """The agent hosts the store; killed, it leaves no orphan ranks behind."""
     start_torchrun(started, "wait")
     started.wait_until_ready()
     time.sleep(1.0)
-    started.processes[0].kill()
+    assert started.agent is not None
+    started.agent.kill()
     assert started.seconds_until_gone(time.time()) < LIMIT_S
     assert "the store is gone" in started.output()
     assert started.left_in_shared_memory() == []
