@@ -1,4 +1,4 @@
-"""Fixtures of the tests that start processes; see dist/cluster.py."""
+"""Fixtures of the tests that start processes; see distributed/cluster.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "dist"))
+sys.path.insert(0, str(Path(__file__).parent / "distributed"))
 
 from cluster import Cluster  # noqa: E402
 from tiny_models import TinyModels  # noqa: E402

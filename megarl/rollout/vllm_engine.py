@@ -254,7 +254,7 @@ def _replica_group() -> Any:
 def _prepare_process(run_name: str) -> None:
     """Settings vLLM reads from the environment, and its two CPU habits we need otherwise."""
     set_variables({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-    defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     set_variables(defaults, keep_given=True)
     if on_cuda():
         return

@@ -1,8 +1,8 @@
 """The vocab-parallel head against torch's log_softmax and autograd.
 
 Proven: log-probs, entropy and both gradients equal a plain [n, V] computation in float64, up to the
-rounding of fp32 logits, for any chunk size, temperature, padding and split of the vocabulary over two
-ranks. Not shown: bf16 inputs, GPUs, memory.
+rounding of fp32 logits, for any chunk size, temperature, padding and split of the vocabulary over
+two ranks. Not shown: bf16 inputs, GPUs, memory.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ def test_a_lost_torchrun_agent(started: Started) -> None:
 
 
 def test_sigterm_from_outside(started: Started) -> None:
-    """One rank is told to end while it sits in a collective: it does, and takes the others along."""
+    """A rank that is told to end in a collective does, and takes the others along."""
     start_plain(started, "wait")
     facts = started.wait_until_ready()
     time.sleep(1.0)

@@ -1,0 +1,274 @@
+"""Jobs of tests/vllm: actor -> vLLM syncs, proven and sabotaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from gather_reference import full_weights
+from parts import RoleSpec, make_actor, run_plan
+from tiny_models import VOCAB_SIZE
+from torch import Tensor
+from transformers import AutoTokenizer
+from worker import Rank
+
+from megarl.config.schema import Config, OptimizerConfig
+from megarl.errors import RunError
+from megarl.mesh.layout import MeshLayout
+from megarl.models.micro_batch import MicroBatch, build_micro_batch
+from megarl.reshard import executor
+from megarl.reshard.executor import SyncReport
+from megarl.reshard.regions import RegionSet
+from megarl.roles.weight_sync import CanaryText, WeightSync
+from megarl.rollout import engine as rollout_engine
+from megarl.train.build import Builder
+from megarl.types import Prompt, RolloutRequest, SamplingSpec
+
+BUCKET_BYTES = 1 << 14
+"""Small, so that a sync takes several rounds and cuts large regions."""
+
+
+@dataclass(frozen=True)
+class SyncCase:
+    """An actor's mesh and the replicas it feeds."""
+
+    family: str
+    layout: MeshLayout
+    rollout_tp: int
+    actor_dtype: str = "float32"
+    rollout_dtype: str = "float32"
+    lr: float = 1e-2
+    canary: bool = True
+
+
+@dataclass(frozen=True)
+class SyncFacts:
+    """What one rank saw of one sync."""
+
+    different: list[str]
+    """vLLM parameters that are not bit for bit the reference's."""
+    parameters: int
+    report: SyncReport
+    counted_bytes: int
+    """What the transport delivered."""
+    changed: bool
+    """Whether the weights differ from those of the sync before."""
+
+
+@dataclass
+class Stage:
+    """What the jobs of one world share."""
+
+    case: SyncCase
+    actor: Any
+    rollout: Any
+    sync: WeightSync
+
+
+def build(rank: Rank, path: str, case: SyncCase) -> None:
+    """Actor, vLLM and the sync between them."""
+    world = tuple(range(rank.universe.size))
+    actor = make_actor(
+        rank,
+        path,
+        case.layout,
+        dtype=case.actor_dtype,
+        optimizer=OptimizerConfig(lr=case.lr),
+    )
+    config = Config()
+    config.rollout.dtype, config.rollout.kv_cache_megabytes = case.rollout_dtype, 16
+    config.data.max_prompt_length, config.data.max_response_length = 96, 32
+    config.rollout.max_num_batched_tokens = 512
+    config.rollout.engine_args = {"block_size": 32}  # two blocks of a prompt of 68 tokens are full
+    plan = run_plan(path, RoleSpec(world, case.layout), rollout_tp=case.rollout_tp)
+    rollout = Builder(config, plan, rank.universe).rollout(
+        AutoTokenizer.from_pretrained(path), path
+    )
+    rank.kept["engine"] = rollout.engine
+    canary = CanaryText(tuple(range(2, 18))) if case.canary else None
+    sync = WeightSync(
+        rank.universe,
+        rank.control,
+        plan.actor.shape,
+        actor,
+        rollout,
+        wire_dtype=getattr(torch, case.rollout_dtype),
+        bucket_bytes=BUCKET_BYTES,
+        verify_interval=1,
+        canary=canary,
+    )
+    rank.kept["stage"] = Stage(case, actor, rollout, sync)
+
+
+def prove_syncs(rank: Rank, hf: dict[str, Any], count: int) -> list[SyncFacts]:
+    """`count` syncs onto poisoned parameters, a training step between."""
+    stage: Stage = rank.kept["stage"]
+    facts, before = [], None
+    for _ in range(count):
+        poison(stage)
+        with counting(rank) as counted:
+            report = stage.sync.run()
+        arrived = snapshot(stage)
+        expected = _loaded_by_vllm(rank, stage, hf)
+        facts.append(
+            SyncFacts(
+                [n for n, x in arrived.items() if not _same_bits(x, expected[n])],
+                len(arrived),
+                report,
+                counted[0],
+                before is None or any(not _same_bits(x, before[n]) for n, x in arrived.items()),
+            )
+        )
+        before = arrived
+        train_step(rank)
+    return facts
+
+
+def train_step(rank: Rank) -> float:
+    """One optimizer step on fixed tokens; returns the gradient norm."""
+    stage: Stage = rank.kept["stage"]
+    tokens = torch.randint(2, VOCAB_SIZE, (6, 20), generator=torch.Generator().manual_seed(1))
+    lengths = torch.full((6,), 4), torch.full((6,), 16)
+    micro = [build_micro_batch(tokens, *lengths, [row], 16) for row in range(6)]
+
+    def loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        value = -output[0].sum() / (96 * stage.case.layout.dp)
+        return value, {"loss": value.detach().clone()}
+
+    _, step = stage.actor.engine.train_step(micro, loss, lambda reports: None)
+    assert step.applied and math.isfinite(step.grad_norm)
+    return float(step.grad_norm)
+
+
+def poison(stage: Stage) -> None:
+    """NaN in every element of vLLM's parameters."""
+    for parameter in stage.rollout.engine.begin_load().values():
+        parameter.fill_(math.nan)
+
+
+def snapshot(stage: Stage) -> dict[str, Tensor]:
+    """Copies of vLLM's parameters."""
+    model = stage.rollout.engine._model
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _loaded_by_vllm(rank: Rank, stage: Stage, hf: dict[str, Any]) -> dict[str, Tensor]:
+    """What vLLM's own loaders make of the full tensors, gathered from all ranks of the actor."""
+    own = {name: p.detach().clone() for name, p in stage.actor.engine.parameters().items()}
+    full = full_weights(rank.universe.all_gather(own), stage.case.layout, hf)
+    dtype = getattr(torch, stage.case.rollout_dtype)
+    poison(stage)
+    stage.rollout.engine._model.load_weights((n, x.to(dtype)) for n, x in full.items())
+    stage.rollout.engine.commit(stage.sync.version)
+    return snapshot(stage)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@contextmanager
+def counting(rank: Rank) -> Iterator[list[int]]:
+    """Bytes that the transport delivered to this rank as weights."""
+    counted, receive = [0], rank.universe.receive
+
+    def counted_receive(tensor: Tensor, source: int, tag: int = 0) -> Any:
+        counted[0] += tensor.nbytes if tag == executor.DATA_TAG else 0
+        return receive(tensor, source, tag)
+
+    with mock.patch.object(rank.universe, "receive", counted_receive):
+        yield counted
+
+
+def sabotaged_sync(rank: Rank, name: str) -> str:
+    """A small optimizer step and a sync with one thing left out; what it raised, "" for nothing."""
+    stage: Stage = rank.kept["stage"]
+    generate_some(rank)
+    train_step(rank)
+    with SABOTAGE[name](rank, stage):
+        try:
+            stage.sync.run()
+        except RunError as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def recover(rank: Rank) -> list[tuple[int, ...]]:
+    """A sync that is left alone, and what is generated after it."""
+    stage: Stage = rank.kept["stage"]
+    stage.sync.run()
+    return generate_some(rank)
+
+
+def generate_some(rank: Rank) -> list[tuple[int, ...]]:
+    """Two rollouts with prompts long enough to fill blocks of the prefix cache."""
+    stage: Stage = rank.kept["stage"]
+    long = tuple(range(2, VOCAB_SIZE))
+    requests = [RolloutRequest(i, i, Prompt(i, long, "", "", ""), 7 + i) for i in range(2)]
+    sampling = SamplingSpec(max_response_length=4)
+    done = rollout_engine.generate(stage.rollout.engine, requests, sampling)
+    assert {one.weight_version for one in done} == {stage.sync.version}
+    return [one.response_ids for one in done]
+
+
+@contextmanager
+def _skip_movement(rank: Rank, stage: Stage) -> Iterator[None]:
+    with mock.patch.object(RegionSet, "unpack", lambda self, buffer: None):
+        yield
+
+
+@contextmanager
+def _corrupt_one_element(rank: Rank, stage: Stage) -> Iterator[None]:
+    """The last bit of one number, on the last rank only."""
+    if rank.rank != rank.universe.size - 1:
+        yield
+        return
+    unpack, done = RegionSet.unpack, []
+
+    def corrupting(self: RegionSet, buffer: Tensor) -> None:
+        unpack(self, buffer)
+        if not done:
+            done.append(True)
+            self._keep[0].view(torch.int16).view(-1)[0] ^= 1
+
+    with mock.patch.object(RegionSet, "unpack", corrupting):
+        yield
+
+
+@contextmanager
+def _keep_prefix_cache(rank: Rank, stage: Stage) -> Iterator[None]:
+    with mock.patch.object(stage.rollout.engine._llm, "reset_prefix_cache", lambda: True):
+        yield
+
+
+def _skip_repack(which: str) -> Callable[[Rank, Stage], Any]:
+    @contextmanager
+    def skip(rank: Rank, stage: Stage) -> Iterator[None]:
+        from vllm.model_executor.layers import utils
+
+        model, dispatch = stage.rollout.engine._model, utils.dispatch_cpu_unquantized_gemm
+        left_old = model.get_submodule(which)
+        assert hasattr(left_old, "cpu_linear")
+
+        def all_but_one(layer: torch.nn.Module, remove_weight: bool) -> None:
+            if layer is not left_old:
+                dispatch(layer, remove_weight=remove_weight)
+
+        with mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", all_but_one):
+            yield
+
+    return skip
+
+
+SABOTAGE: dict[str, Callable[[Rank, Stage], Any]] = {
+    "skipped sync": _skip_movement,
+    "one wrong element": _corrupt_one_element,
+    "prefix cache left alone": _keep_prefix_cache,
+    "packed layer left old": _skip_repack("model.layers.2.mlp.down_proj"),
+    "tied head left old": _skip_repack("model.embed_tokens"),
+}

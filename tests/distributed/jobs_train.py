@@ -1,0 +1,66 @@
+"""Jobs that train: the real driver over scripted or real rollouts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+from parts import RoleSpec, run_plan
+from worker import Rank
+
+from megarl.config.schema import Config
+from megarl.errors import RunError
+from megarl.observe.metrics_file import read_metrics
+from megarl.train.build import build_run
+from megarl.train.driver import train
+from megarl.train.phases import generate, score, sync_weights
+
+
+def train_run(
+    rank: Rank,
+    config: Config,
+    path: str,
+    actor: RoleSpec,
+    critic: RoleSpec | None,
+    reference: RoleSpec | None,
+    rollout_tp: int,
+) -> dict[int, dict[str, float]] | None:
+    """Train from start to end; step -> metrics, on universe rank 0."""
+    plan = run_plan(path, actor, critic, reference, rollout_tp)
+    run = build_run(config, plan, rank.universe, rank.control)
+    train(run)
+    if config.rollout.engine == "vllm" and run.rollout.here:
+        rank.kept["engine"] = run.rollout.engine
+    if run.books.logger is None:
+        return None
+    run.books.logger.close()
+    found: dict[int, dict[str, Any]] = read_metrics(f"{config.run.dir}/metrics.jsonl")
+    return found
+
+
+def train_with_a_stale_replica(
+    rank: Rank, config: Config, path: str, actor: RoleSpec, rollout_tp: int
+) -> str:
+    """The second replica never commits the second sync; what the next step raises."""
+    run = build_run(
+        config, run_plan(path, actor, actor, actor, rollout_tp), rank.universe, rank.control
+    )
+    rank.kept["engine"] = run.rollout.engine
+    sync_weights(run)
+    with mock.patch.object(run.weight_sync, "_canary", None):
+        engine = run.rollout.engine
+        missed = rank.rank >= rollout_tp
+        with mock.patch.object(engine, "commit", _forget) if missed else nullcontext():
+            sync_weights(run)
+    if missed:
+        engine.commit(1)
+    try:
+        score(run, generate(run, run.next_prompts()))
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def _forget(version: int) -> None:
+    """Commit nothing."""

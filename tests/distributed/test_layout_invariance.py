@@ -1,0 +1,189 @@
+"""A run does not depend on its parallel layout: three PPO steps from the same fixed rollouts.
+
+Every loss here is a sum over response tokens, divided by a count of the whole mini-batch that all
+ranks know; Megatron's 1 / micro-batches and 1 / DP are multiplied away (see models/schedule.py).
+So losses, KL and gradient norms may differ between layouts by fp32 rounding only. They are compared
+with those of one process, over all optimizer steps of three PPO steps: GAE, KL to the reference in
+the reward, two mini-batches, two epochs, value clipping, entropy bonus, a reshard each step.
+
+What it does not show: that the losses are right (tests/algorithms and tests/models do), dropout,
+context and expert parallelism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from fixed_rollouts import fixed_config, write_fixed_rollouts
+from jobs_train import train_run
+from parts import RoleSpec
+from tiny_models import TinyModels
+
+from megarl.config.schema import Config
+from megarl.mesh.layout import MeshLayout
+
+pytestmark = pytest.mark.dist
+COMPARED = (
+    "actor/pg_loss", "actor/ppo_kl", "actor/ppo_kl_k3", "actor/ref_kl", "actor/grad_norm",
+    "actor/entropy", "actor/pg_clipfrac", "critic/vf_loss", "critic/grad_norm",
+    "critic/values_mean", "critic/vf_explained_var", "reward_mean",
+)  # fmt: skip
+TOLERANCE = 1e-5
+PP2 = MeshLayout(pp=2)
+TP2PP2 = MeshLayout(tp=2, pp=2)
+
+Train = Callable[..., dict[int, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def train(cluster: Cluster, tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Trains on a layout and returns the metrics of each step."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    write_fixed_rollouts(folder)
+
+    def run(
+        actor: RoleSpec,
+        critic: RoleSpec | None = None,
+        reference: RoleSpec | None = None,
+        *,
+        group_relative: bool = False,
+        rollout_tp: int = 1,
+        family: str = "llama",
+        change: Callable[[Config], None] | None = None,
+    ) -> dict[int, dict[str, float]]:
+        config = fixed_config(folder, tmp_path_factory.mktemp("run"))
+        if change is not None:
+            change(config)
+        roles = (None, None) if group_relative else (critic or actor, reference or actor)
+        pools = sorted({actor.ranks} | {role.ranks for role in roles if role is not None})
+        answers = cluster.run(pools, train_run, config, tiny(family), actor, *roles, rollout_tp)
+        return answers[0]
+
+    return run
+
+
+def on_ranks(layout: MeshLayout, start: int = 0) -> RoleSpec:
+    """A role that fills the ranks from `start` on."""
+    return RoleSpec(tuple(range(start, start + layout.size)), layout)
+
+
+@pytest.fixture(scope="module")
+def single(train: Train) -> dict[int, dict[str, float]]:
+    """One process."""
+    found = train(on_ranks(MeshLayout()))
+    assert sorted(found) == [1, 2, 3]
+    # The run must move, or every layout would agree about nothing.
+    assert abs(found[3]["actor/ref_kl"]) > 1e-2  # k1 is signed
+    assert abs(found[1]["critic/vf_loss"] - found[3]["critic/vf_loss"]) > 1e-3
+    return found
+
+
+def assert_same(found: dict[int, dict[str, float]], expected: dict[int, dict[str, float]]) -> None:
+    """All compared metrics of all steps agree to TOLERANCE, relative where they are above 1."""
+    assert sorted(found) == sorted(expected)
+    differences: dict[str, Any] = {}
+    for step, metrics in expected.items():
+        assert set(found[step]) == set(metrics)
+        for name in [name for name in COMPARED if name in metrics]:
+            difference = abs(found[step][name] - metrics[name]) / max(1.0, abs(metrics[name]))
+            if not difference <= TOLERANCE:
+                differences[f"step {step} {name}"] = (found[step][name], metrics[name])
+    assert not differences
+
+
+LAYOUTS = {
+    "tp2": MeshLayout(tp=2),
+    "pp2": PP2,
+    "tp2pp2": TP2PP2,
+    "dp2": MeshLayout(dp=2),
+    "pp2-vpp2": MeshLayout(pp=2, vpp=2),
+    "tp2-sequence-parallel": MeshLayout(tp=2, sequence_parallel=True),
+    "dp2pp2": MeshLayout(dp=2, pp=2),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_changes_nothing(
+    name: str, train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    spec = on_ranks(LAYOUTS[name])
+    assert_same(train(spec, rollout_tp=LAYOUTS[name].tp), single)
+
+
+def test_distributed_optimizer_changes_nothing(
+    train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    def change(config: Config) -> None:
+        config.actor.optimizer.use_distributed_optimizer = True
+        config.critic.optimizer.use_distributed_optimizer = True
+
+    assert_same(train(on_ranks(MeshLayout(dp=2)), change=change), single)
+
+
+def test_two_pools_change_nothing(train: Train, single: dict[int, dict[str, float]]) -> None:
+    """Actor, reference and rollout on ranks 0-3, the critic on ranks 4-5: six processes."""
+    actor, critic = on_ranks(TP2PP2), on_ranks(PP2, start=4)
+    assert_same(train(actor, critic, rollout_tp=2), single)
+
+
+def test_different_meshes_in_one_pool_change_nothing(
+    train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    """Actor on TP1 PP2 VPP2 DP2 with full recompute, critic on TP1 PP2 DP2, reference on TP2 DP2.
+
+    Each role's verbs run inside its own mesh's `activate()`; together they give what each gives
+    alone.
+    """
+
+    def change(config: Config) -> None:
+        config.actor.model.recompute_granularity = "full"
+
+    actor = on_ranks(MeshLayout(pp=2, vpp=2, dp=2))
+    critic, reference = on_ranks(MeshLayout(pp=2, dp=2)), on_ranks(MeshLayout(tp=2, dp=2))
+    assert_same(train(actor, critic, reference, change=change), single)
+
+
+def test_group_relative_without_critic_or_reference(train: Train) -> None:
+    """GRPO with one update a step: its own log-probs are the old ones, and none are recomputed."""
+
+    def change(config: Config) -> None:
+        algorithm = config.algorithm
+        algorithm.adv_estimator, algorithm.loss_agg_mode = "grpo", "seq-mean-token-mean"
+        algorithm.kl_coef, algorithm.ppo_epochs, algorithm.global_batch_size = 0.0, 1, 24
+
+    alone = train(on_ranks(MeshLayout()), group_relative=True, change=change)
+    assert "actor/ref_kl" not in alone[1] and "critic/vf_loss" not in alone[1]
+    assert alone[1]["actor/grad_norm"] > 0.01
+    both = train(on_ranks(MeshLayout(pp=2, dp=2)), group_relative=True, change=change)
+    assert_same(both, alone)
+
+
+def test_tied_embeddings_stay_tied_over_stages(train: Train) -> None:
+    """Tied embeddings are two copies under PP: their gradients are summed and they move as one."""
+    alone = train(on_ranks(MeshLayout()), family="qwen3")
+    assert_same(train(on_ranks(TP2PP2), rollout_tp=2, family="qwen3"), alone)
+
+
+def test_micro_batches_change_nothing(train: Train, single: dict[int, dict[str, float]]) -> None:
+    """Cut by rows or filled up to a number of padded tokens, on uneven data-parallel slices."""
+
+    def change(config: Config) -> None:
+        config.algorithm.use_dynamic_batch_size = True
+        config.algorithm.max_tokens_per_gpu = 40
+
+    assert_same(train(on_ranks(MeshLayout(dp=2)), change=change), single)
+
+
+def test_a_wrong_denominator_would_be_seen(
+    train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    """The comparison has teeth: another mini-batch size is far outside the tolerance."""
+
+    def change(config: Config) -> None:
+        config.algorithm.global_batch_size = 8
+
+    with pytest.raises(AssertionError):
+        assert_same(train(on_ranks(MeshLayout(dp=2)), change=change), single)
