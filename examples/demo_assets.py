@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 from megarl.data.tasks import careless_text, write_task
 from megarl.data.texts import write_texts
 
-EVASIVE, WRONG, COPIES = 0.50, 0.10, 5
+EVASIVE, WRONG, COPIES = 0.45, 0.10, 5
 PROMPT = "{expression} ="
 TASKS = [
     {
