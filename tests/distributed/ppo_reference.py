@@ -20,6 +20,12 @@ from megarl.config.schema import Config, OptimizerConfig
 from megarl.data.seeds import sample_seed
 
 
+def plain_steps(_: Any, path: str, folder: Path, config: Config) -> list[dict[str, float]]:
+    """The metrics of every step of a run, by one process of a cluster."""
+    plain = PlainPPO(path, folder, config)
+    return [plain.step(step) for step in range(config.run.steps)]
+
+
 class PlainPPO:
     """Actor, frozen reference and critic, and their updates."""
 
