@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,16 +139,15 @@ def _table(batch: PPOBatch) -> RowTable:
 def _build(config: Config) -> Learner:
     """The roles of a run in one process, without rollout engine and data."""
     from megarl.algorithms.advantages import estimator
+    from megarl.config.validate.models import read_hf_config
     from megarl.runtime.environment import this_launch
     from megarl.train.main import prepare_process
 
-    path = Path(config.actor.model.path)
-    if not (path / "config.json").exists():
-        raise ConfigError(f"model_name: {path} is no Hugging Face folder: it has no config.json")
-    hf = json.loads((path / "config.json").read_text())
+    path = config.actor.model.path
+    hf = read_hf_config(path, "model_name")
     shape = model_shape_from_hf(hf)
-    policy = RolePlan((0,), MeshLayout(), shape, str(path), hf)
-    value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), str(path), hf)
+    policy = RolePlan((0,), MeshLayout(), shape, path, hf)
+    value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), path, hf)
     algorithm = config.algorithm
     plan = RunPlan(
         world_size=1,

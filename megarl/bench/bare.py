@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -42,9 +40,6 @@ class BareMegatron:
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter.data, std=0.02)
             self._trainer = Trainer([model], mesh, config.actor.optimizer, 1)
-        get_model_config(model).finalize_model_grads_func = partial(
-            finalize_model_grads, pg_collection=mesh.groups
-        )
 
     def step(self, rollouts: Sequence[Rollout]) -> None:
         """Forward, backward and Adam on the rollouts' tokens, as next-token training."""

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from megarl.errors import ConfigError, DataError
+from megarl.errors import ConfigError
 from megarl.layout.rules import ModelShape
 from megarl.mesh.layout import MeshLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def read_hf_config(folder: str | Path, key: str = "model.path") -> dict[str, Any]:
-    """config.json of a Hugging Face folder.
-
-    Raises DataError, naming `key` and the file, where it is missing or is not JSON.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{key}: there is no {path}; give a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{key}: {path} is not JSON: {error}") from None
 
 
 def torch_dtype(name: str, key: str = "model.dtype") -> torch.dtype:

@@ -31,12 +31,6 @@ def backend() -> str:
     return "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"
 
 
-def synchronize() -> None:
-    """Wait until the device has finished what was queued on it."""
-    if on_cuda():
-        torch.cuda.synchronize()
-
-
 def peak_memory_bytes() -> int:
     """Largest memory in use so far: allocated GPU bytes, or resident host bytes on CPU."""
     if on_cuda():

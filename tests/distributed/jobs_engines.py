@@ -12,9 +12,9 @@ import torch
 from tiny_models import EOS, VOCAB_SIZE
 from worker import Rank
 
+from megarl.config.validate.models import read_hf_config
 from megarl.errors import RunError
 from megarl.layout import VllmSlice, model_shape_from_hf, vllm_placement
-from megarl.models.transformer_config import read_hf_config
 from megarl.rollout.engine import RolloutEngine, generate
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings

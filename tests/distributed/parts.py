@@ -10,9 +10,9 @@ from worker import Rank
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
+from megarl.config.validate.models import read_hf_config
 from megarl.layout import model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
-from megarl.models.transformer_config import read_hf_config
 from megarl.roles.actor import Actor
 from megarl.train.build import Builder
 

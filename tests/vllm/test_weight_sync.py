@@ -17,8 +17,8 @@ from cluster import Cluster, World
 from jobs_sync import SyncCase
 from tiny_models import TinyModels
 
+from megarl.config.validate.models import read_hf_config
 from megarl.mesh.layout import MeshLayout
-from megarl.models.transformer_config import read_hf_config
 
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
 CASES = {

@@ -60,7 +60,7 @@ def _read(config: Config, role: Role) -> RoleModel:
     own: str = getattr(config, role).model.path
     key = f"{role}.model.path" if own else "actor.model.path"
     path = str(Path(own or config.actor.model.path).expanduser())
-    hf, mesh = _config_json(path, key), mesh_of(config, role)
+    hf, mesh = read_hf_config(path, key), mesh_of(config, role)
     try:
         shape = model_shape_from_hf(hf, tp=max(mesh.tensor_model_parallel_size, 1))
         if hf.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -75,7 +75,8 @@ def _read(config: Config, role: Role) -> RoleModel:
     return RoleModel(key, path, hf, shape, mesh)
 
 
-def _config_json(path: str, key: str) -> dict[str, Any]:
+def read_hf_config(path: str | Path, key: str = "model.path") -> dict[str, Any]:
+    """config.json of a Hugging Face folder; DataError names `key` and the file."""
     file = Path(path) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
