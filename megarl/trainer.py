@@ -154,6 +154,7 @@ def _build(config: Config) -> Learner:
         actor=policy,
         critic=value if estimator(algorithm.adv_estimator).needs_values else None,
         reference=policy if algorithm.kl_coef > 0 else None,
+        reward=None,
         rollout_ranks=(0,),
         rollout_tensor_parallel_size=1,
     )

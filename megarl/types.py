@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -93,42 +92,3 @@ class RowTable:
 
     def __len__(self) -> int:
         return self.group.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainBatch:
-    """Token tensors of the rows that one owner holds; response column j is response token j."""
-
-    rows: Tensor
-    """int64 [n], global row ids, ascending."""
-    tokens: Tensor
-    """int64 [n, S], prompt then response, right-padded with 0."""
-    prompt_length: Tensor
-    """int64 [n]."""
-    response_length: Tensor
-    """int64 [n]."""
-    reward: Tensor
-    """float32 [n]."""
-    group: Tensor
-    """int64 [n]."""
-    rollout_logprobs: Tensor
-    """float32 [n, R], the engine's own."""
-    old_logprobs: Tensor | None = None
-    """float32 [n, R], the actor's before the first update."""
-    ref_logprobs: Tensor | None = None
-    """float32 [n, R], the reference's."""
-    values: Tensor | None = None
-    """float32 [n, R], the critic's before the first update."""
-    advantages: Tensor | None = None
-    """float32 [n, R]."""
-    returns: Tensor | None = None
-    """float32 [n, R], targets of the critic."""
-
-    @property
-    def response_mask(self) -> Tensor:
-        """bool [n, R]: True on response tokens."""
-        columns = torch.arange(self.rollout_logprobs.shape[1])
-        return columns[None, :] < self.response_length[:, None]
-
-    def __len__(self) -> int:
-        return self.rows.numel()

@@ -149,7 +149,7 @@ def _config(arguments: argparse.Namespace, folder: Path) -> tuple[Config, RunPla
     value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), str(folder), hf)
     with_critic = arguments.estimator == "gae"
     critic, reference = (value, policy) if with_critic else (None, None)
-    return config, RunPlan(1, policy, critic, reference, (0,), 1)
+    return config, RunPlan(1, policy, critic, reference, None, (0,), 1)
 
 
 def _write_model(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

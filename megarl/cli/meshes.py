@@ -19,10 +19,9 @@ def _summary(config: Config, plan: RunPlan) -> list[str]:
     updates = samples // algorithm.global_batch_size * algorithm.ppo_epochs
     tp = plan.rollout_tensor_parallel_size
     lines = [f"{plan.world_size} ranks in {len(plan.pools)} pool(s)"]
-    for name, role in _roles(plan).items():
-        if role is not None:
-            where = _ranges(role.ranks)
-            lines.append(f"  {name:<10}{role.layout.describe():<14} ranks {where}  {role.path}")
+    for name, role in plan.roles.items():
+        where = _ranges(role.ranks)
+        lines.append(f"  {name:<10}{role.layout.describe():<14} ranks {where}  {role.path}")
     replicas = len(plan.rollout_ranks) // tp
     where = _ranges(plan.rollout_ranks)
     lines.append(
@@ -37,14 +36,12 @@ def _summary(config: Config, plan: RunPlan) -> list[str]:
 
 def _table(plan: RunPlan, ranks_per_node: int) -> list[str]:
     """One row per rank, in columns."""
-    roles = _roles(plan)
-    rows = [
-        ["rank", "node local", *(f"{name} (tp,pp,dp)" for name in roles), "rollout (replica,tp)"]
-    ]
+    heads = [f"{name} (tp,pp,dp)" for name in plan.roles]
+    rows = [["rank", "node local", *heads, "rollout (replica,tp)"]]
     for rank in range(plan.world_size):
         node, local = divmod(rank, ranks_per_node)
         cells = [str(rank), f"{node} {local}"]
-        cells += [_place(role, rank) for role in roles.values()]
+        cells += [_place(role, rank) for role in plan.roles.values()]
         rows.append([*cells, _replica(plan, rank)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -53,12 +50,8 @@ def _table(plan: RunPlan, ranks_per_node: int) -> list[str]:
     ]
 
 
-def _roles(plan: RunPlan) -> dict[str, RolePlan | None]:
-    return {"actor": plan.actor, "critic": plan.critic, "reference": plan.reference}
-
-
-def _place(role: RolePlan | None, rank: int) -> str:
-    if role is None or rank not in role.ranks:
+def _place(role: RolePlan, rank: int) -> str:
+    if rank not in role.ranks:
         return "-"
     at = role.layout.coordinates(role.ranks.index(rank))
     context = f" cp {at.cp}" if role.layout.cp > 1 else ""

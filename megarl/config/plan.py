@@ -31,12 +31,23 @@ class RunPlan:
     actor: RolePlan
     critic: RolePlan | None
     reference: RolePlan | None
+    reward: RolePlan | None
     rollout_ranks: tuple[int, ...]
     rollout_tensor_parallel_size: int
 
     @property
+    def roles(self) -> dict[str, RolePlan]:
+        """The Megatron roles that the run has, by name (their section of the config)."""
+        known = {
+            "actor": self.actor,
+            "critic": self.critic,
+            "reference": self.reference,
+            "reward": self.reward,
+        }
+        return {name: role for name, role in known.items() if role is not None}
+
+    @property
     def pools(self) -> tuple[tuple[int, ...], ...]:
         """Distinct pools, by their first rank."""
-        roles = (self.actor, self.critic, self.reference)
-        found = {role.ranks for role in roles if role is not None} | {self.rollout_ranks}
+        found = {role.ranks for role in self.roles.values()} | {self.rollout_ranks}
         return tuple(sorted(found))

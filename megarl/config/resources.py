@@ -10,7 +10,7 @@ from itertools import pairwise
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 
-ROLES = ("actor", "critic", "reference", "rollout")
+ROLES = ("actor", "critic", "reference", "reward", "rollout")
 """Roles that have ranks; those that name none share the actor's."""
 
 _SUFFIX = "_gpus"

@@ -225,12 +225,20 @@ class AlgorithmConfig:
 
 @dataclass
 class RewardConfig:
-    """The task's verifier."""
+    """What a response is worth: the task's verifier, a reward model, or the sum of both."""
 
-    function: str = "exact_match"
-    """A built-in name, path/to/file.py:function, or an entry point of group megarl.rewards."""
+    function: str | None = None
+    """A built-in name, path/to/file.py:function, or an entry point of group megarl.rewards; None:
+    exact_match, or nothing beside a reward model."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function's factory."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The reward model: a ...ForSequenceClassification with one label and the actor's tokens, whose
+    score at a sample's last token is the reward; off where path is empty."""
+    mesh: MeshConfig | None = None
+    """The reward model's mesh; None: the actor's."""
+    model_coef: float = 1.0
+    """What the reward model's score is multiplied by."""
     success_reward: float = 1.0
     """Reward from which an answer that ended by itself counts as right in evaluation."""
 
@@ -291,7 +299,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     """The run itself."""
     resources: dict[str, list[int]] = field(default_factory=dict)
-    """Ranks per role (actor_gpus, critic_gpus, reference_gpus, rollout_gpus); empty: one pool."""
+    """Ranks per role (actor_gpus, critic_gpus, reference_gpus, reward_gpus, rollout_gpus);
+    empty: one pool."""
     actor: TrainedRoleConfig = field(default_factory=TrainedRoleConfig)
     """The policy."""
     critic: TrainedRoleConfig = field(default_factory=TrainedRoleConfig)
@@ -305,7 +314,7 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Advantages and losses."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    """The verifier."""
+    """The verifier, the reward model."""
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     """Actor to rollout."""
     observe: ObserveConfig = field(default_factory=ObserveConfig)

@@ -61,16 +61,10 @@ def build_micro_batch(
     tensor size under sequence parallelism). No rows: one row of one padding token, nothing scored.
     """
     if not rows:
-        none = torch.zeros(0, dtype=torch.int64)
-        blank = torch.zeros(1, pad_to_multiple, dtype=torch.int64)
-        return MicroBatch(blank, none, none, none, (inputs or LossInputs()).take(none))
+        return _blank(pad_to_multiple, inputs)
     pick = torch.tensor(rows)
     prompt, response = prompt_length[pick], response_length[pick]
-    longest = max(int((prompt + response).max()), 1)
-    padded = -(-longest // pad_to_multiple) * pad_to_multiple
-    block = torch.zeros(len(rows), padded, dtype=torch.int64)
-    copied = min(padded, tokens.shape[1])
-    block[:, :copied] = tokens[pick, :copied]
+    block = _padded(tokens[pick], int((prompt + response).max()), pad_to_multiple)
     columns = torch.arange(max(int(response.max()), 1))
     row, column = (columns[None, :] < response[:, None]).nonzero(as_tuple=True)
     target_at = prompt[row] + column
@@ -82,3 +76,34 @@ def build_micro_batch(
         slot=slot,
         inputs=(inputs or LossInputs()).take(slot),
     )
+
+
+def build_last_token_batch(
+    tokens: Tensor, length: Tensor, rows: list[int], pad_to_multiple: int = 1
+) -> MicroBatch:
+    """The micro-batch of `rows` that scores the position of each row's last token.
+
+    tokens [B, S]; length [B]; `slot` is the row, `target` the token that stands there.
+    """
+    if not rows:
+        return _blank(pad_to_multiple, None)
+    pick = torch.tensor(rows)
+    block = _padded(tokens[pick], int(length[pick].max()), pad_to_multiple)
+    row, last = torch.arange(len(rows)), length[pick] - 1
+    return MicroBatch(block, last * len(rows) + row, block[row, last], pick)
+
+
+def _blank(pad_to_multiple: int, inputs: LossInputs | None) -> MicroBatch:
+    """One row of padding tokens, of which nothing is scored."""
+    none = torch.zeros(0, dtype=torch.int64)
+    blank = torch.zeros(1, pad_to_multiple, dtype=torch.int64)
+    return MicroBatch(blank, none, none, none, (inputs or LossInputs()).take(none))
+
+
+def _padded(tokens: Tensor, longest: int, multiple: int) -> Tensor:
+    """tokens [b, S] cut or padded with 0 to the multiple that holds `longest` of them."""
+    width = -(-max(longest, 1) // multiple) * multiple
+    block = torch.zeros(len(tokens), width, dtype=torch.int64)
+    copied = min(width, tokens.shape[1])
+    block[:, :copied] = tokens[:, :copied]
+    return block

@@ -80,6 +80,9 @@ class Trainer:
             use_gloo_process_groups=False,
             pg_collection=mesh.groups,
         )
+        for group in self.optimizer.param_groups:
+            if "fused" in group:  # torch's own Adam; apex's and TransformerEngine's always are
+                group["fused"], group["foreach"] = True, False
         model_config.grad_scale_func = self.optimizer.scale_loss
         decay_steps = config.lr_decay_steps or max(total_steps, config.lr_warmup_steps + 1)
         self.schedule = OptimizerParamScheduler(

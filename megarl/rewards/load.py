@@ -14,11 +14,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from megarl.config.schema import RewardConfig
 from megarl.errors import ConfigError
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.verifiers import BUILT_IN
 
 ENTRY_POINT_GROUP = "megarl.rewards"
+
+
+DEFAULT = "exact_match"
+"""Of a run that names neither a function nor a reward model."""
+
+
+def configured_reward(config: RewardConfig) -> tuple[str, RewardFunction] | None:
+    """Name and function of a run's reward; None where a reward model alone decides.
+
+    ConfigError as in `load_reward`.
+    """
+    name = config.function or (None if config.model.path else DEFAULT)
+    return (name, load_reward(name, **dict(config.kwargs))) if name else None
 
 
 def load_reward(spec: str, **kwargs: Any) -> RewardFunction:

@@ -73,7 +73,6 @@ def sequence_logprobs(role: MegatronRole, token_ids: Sequence[int]) -> list[floa
     if not role.here:
         return None
     count = len(token_ids) - 1
-    layout = role.layout
     micro = build_micro_batch(
         torch.tensor([list(token_ids)]),
         torch.tensor([1]),
@@ -81,9 +80,9 @@ def sequence_logprobs(role: MegatronRole, token_ids: Sequence[int]) -> list[floa
         [0],
         count,
         None,
-        layout.tp if layout.sequence_parallel else 1,
+        role.pad_to_multiple,
     )
-    copies = layout.pp if layout.vpp > 1 else 1
+    copies = role.layout.pp if role.layout.vpp > 1 else 1
     reports = role.engine.forward([micro] * copies, logprob_reporter)
     if not role.is_owner:
         return None

@@ -15,7 +15,8 @@ from megarl.roles.actor import UpdateResult, mini_batch_weights
 from megarl.roles.megatron_role import MegatronRole, RoleBatch
 
 
-def _value_reporter(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+def value_reporter(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss that only reports what a scalar head says of each scored position."""
     return output.sum(), {"values": output.detach()}
 
 
@@ -24,7 +25,7 @@ class Critic(MegatronRole):
 
     def values(self, batch: RoleBatch | None) -> Tensor | None:
         """fp32 [n, R] on owners."""
-        return self.score(batch, _value_reporter, "values")
+        return self.score(batch, value_reporter, "values")
 
     def update(
         self,

@@ -50,6 +50,11 @@ class RoleBatch:
         """bool [n, R], True on response tokens."""
         return torch.arange(self.width)[None, :] < self.response_length[:, None]
 
+    @property
+    def all_rows(self) -> range:
+        """The rows of the step, on all slices."""
+        return range(len(self.dealt.slices))
+
     def from_rows(self, values: Mapping[int, Tensor]) -> Tensor:
         """fp32 [n, R] from one 1-D tensor per row."""
         out = torch.zeros(len(self.index), self.width)
@@ -135,7 +140,7 @@ class MegatronRole:
         """Forward all rows; fp32 [n, R] of what the loss reports as `key`, on owners only."""
         if batch is None:
             return None
-        micro = self._build(batch, range(len(batch.dealt.slices)), None)
+        micro = self._build(batch, batch.all_rows, None)
         reports = self.engine.forward(micro, loss, **options)
         if not self.is_owner:
             return None
@@ -164,22 +169,31 @@ class MegatronRole:
             raise RunError(f"{self.name}: the gradient norm is {step.grad_norm}; rows {list(rows)}")
         return list(zip(micro, reports, strict=False)), step
 
+    def cut(self, batch: RoleBatch, rows: Sequence[int]) -> list[list[int]]:
+        """Local rows of each micro-batch of this slice, for the given rows of the step."""
+        assert self._mesh is not None
+        cut = batch.dealt.micro_batches(rows, self._mesh.at.dp, self._limit)
+        return [[batch.index[row] for row in micro] for micro in cut]
+
+    @property
+    def pad_to_multiple(self) -> int:
+        """Micro-batches are padded to a multiple of this."""
+        return self.layout.tp if self.layout.sequence_parallel else 1
+
     def _build(
         self, batch: RoleBatch, rows: Sequence[int], inputs: LossInputs | None
     ) -> list[MicroBatch]:
-        assert self._mesh is not None
-        cut = batch.dealt.micro_batches(rows, self._mesh.at.dp, self._limit)
         return [
             build_micro_batch(
                 batch.tokens,
                 batch.prompt_length,
                 batch.response_length,
-                [batch.index[row] for row in micro],
+                micro,
                 batch.width,
                 inputs,
-                self.layout.tp if self.layout.sequence_parallel else 1,
+                self.pad_to_multiple,
             )
-            for micro in cut
+            for micro in self.cut(batch, rows)
         ]
 
     def _raise_not_finite(

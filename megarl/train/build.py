@@ -23,16 +23,18 @@ from megarl.models.engine import MegatronEngine, slice_of
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.logger import Logger
 from megarl.observe.progress import Progress
-from megarl.rewards.load import load_reward
+from megarl.rewards.load import configured_reward
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
 from megarl.roles.critic import Critic
+from megarl.roles.reward_model import RewardModel
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import CanaryText, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.train.learner import Books, Learner
 from megarl.train.run import Run
+from megarl.train.scoring import Scorer
 from megarl.types import Prompt, SamplingSpec
 from megarl.weights.load import load_weights
 from megarl.weights.source import FreshWeights, SafetensorsFolder, WeightSource
@@ -81,6 +83,14 @@ class Builder:
             load_weights(source, placement, engine.parameters())
             engine.weights_changed()
         return kind(name, self.universe, pool, role.layout, limit, mesh, engine)
+
+    def scorer(self, control: Control) -> Scorer:
+        """The reward, with its model where there is one."""
+        config, role, model = self.config.reward, self.plan.reward, None
+        if role is not None:
+            model = self.role("reward", RewardModel, role, config.model, None, 1)
+        function = configured_reward(config)
+        return Scorer(self.universe, control, function, model, config.model_coef)
 
     def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:
         """The rollout role with this rank's engine."""
@@ -148,6 +158,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     parts = learner_parts(
         builder, control, epochs * -(-batch // config.algorithm.global_batch_size)
     )
+    scorer = builder.scorer(control)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
@@ -157,7 +168,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         books=_open_books(config, universe),
         rollout=rollout,
         weight_sync=make_weight_sync(config, plan, universe, control, actor, rollout, prompts),
-        reward=load_reward(config.reward.function, **dict(config.reward.kwargs)),
+        scorer=scorer,
         prompts=prompts,
         eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],
         order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),

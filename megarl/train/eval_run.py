@@ -12,7 +12,6 @@ from megarl.config.schema import Config
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.observe.report import show, summary_table
-from megarl.rewards.load import load_reward
 from megarl.roles.actor import Actor
 from megarl.train.build import Builder, make_sampling, make_weight_sync, read_prompts
 from megarl.train.evaluate import evaluate
@@ -24,14 +23,14 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
     builder = Builder(config, plan, universe)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     actor = builder.role("actor", Actor, plan.actor, config.actor.model, None, 1)
+    scorer = builder.scorer(control)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, config.data.eval_path)[: config.data.eval_size]
     make_weight_sync(config, plan, universe, control, actor, rollout, prompts).run()
     result = evaluate(
         rollout,
         control,
-        load_reward(config.reward.function, **dict(config.reward.kwargs)),
-        config.reward.function,
+        scorer,
         prompts,
         make_sampling(config, plan, tokenizer),
         config.reward.success_reward,

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from megarl.mesh.control import Control
-from megarl.rewards.base import RewardFunction
-from megarl.rewards.base import score as score_rewards
 from megarl.roles.rollout import RolloutRole
+from megarl.train.scoring import Scorer
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
 
 
@@ -57,8 +56,7 @@ class Evaluation:
 def evaluate(
     rollout: RolloutRole,
     control: Control,
-    reward: RewardFunction,
-    reward_name: str,
+    scorer: Scorer,
     prompts: Sequence[Prompt],
     sampling: SamplingSpec,
     success_reward: float,
@@ -67,7 +65,7 @@ def evaluate(
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
     requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
     rollouts = rollout.generate(requests, greedy)
-    rewards = score_rewards(reward, reward_name, rollouts)
+    rewards = scorer.score(rollouts)
     own = [
         Answer(
             one.request.row,

@@ -11,6 +11,7 @@ from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Pool, Universe
+from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
 from megarl.runtime.environment import set_variables, this_launch
@@ -21,6 +22,7 @@ def prepare_process(launch: Launch) -> None:
     """Bind the device; on a CPU give Megatron its stand-in for torch.cuda."""
     bind_device(launch.local_rank)
     if not on_cuda():
+        keep_freed_memory()
         from megarl.runtime import megatron_cpu
 
         # Compiling one sampler helper would cost every process 5-18 s at its first call.

@@ -21,7 +21,6 @@ from megarl.algorithms.stats import PolicyStats, ValueStats
 from megarl.data.seeds import stable_hash, step_seeds
 from megarl.errors import RunError
 from megarl.mesh.rows import RowMap, move_rows
-from megarl.rewards.base import score as score_rewards
 from megarl.roles.actor import PolicyInputs, UpdateResult
 from megarl.roles.batching import deal_mini_batches
 from megarl.roles.megatron_role import MegatronRole, RoleBatch
@@ -83,8 +82,7 @@ def generate(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:
 def score(run: Run, rollouts: list[Rollout]) -> ScoredStep:
     """Rewards, then reference and old log-probs and values, each on its role's own mesh."""
     with run.verb("reward"):
-        rewards = score_rewards(run.reward, run.config.reward.function, rollouts)
-        table = gather_table(run, rollouts, rewards)
+        table = gather_table(run, rollouts, run.scorer.score(rollouts))
     tokens = {
         r.request.row: torch.tensor(r.request.prompt.token_ids + r.response_ids) for r in rollouts
     }

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from megarl.data.order import PromptOrder
 from megarl.reshard.executor import SyncReport
-from megarl.rewards.base import RewardFunction
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
 from megarl.train.evaluate import evaluate
 from megarl.train.learner import Learner
+from megarl.train.scoring import Scorer
 from megarl.types import Prompt, SamplingSpec
 
 
@@ -23,7 +23,7 @@ class Run(Learner):
 
     rollout: RolloutRole
     weight_sync: WeightSync
-    reward: RewardFunction
+    scorer: Scorer
     prompts: Sequence[Prompt]
     eval_prompts: Sequence[Prompt]
     order: PromptOrder
@@ -78,8 +78,7 @@ class Run(Learner):
             result = evaluate(
                 self.rollout,
                 self.control,
-                self.reward,
-                self.config.reward.function,
+                self.scorer,
                 self.eval_prompts,
                 self.sampling,
                 self.config.reward.success_reward,

@@ -163,6 +163,10 @@ MESHES = {
         ["resources.reference_gpus [2, 3]", "kl_coef is 0"],
         ["resources.actor_gpus=[0,1]", "resources.reference_gpus=[2,3]"],
     ),
+    "ranks of a reward model that is not there": (
+        ["resources.reward_gpus [2, 3]", "reward.model.path is empty"],
+        ["resources.actor_gpus=[0,1]", "resources.reward_gpus=[2,3]"],
+    ),
 }
 
 
@@ -279,6 +283,27 @@ def test_small_heads_and_vllm_on_cpu(tmp_path: Path) -> None:
     words = ["rollout.engine is vllm", "head_dim 16", "multiples of 32", "engine=transformers"]
     refused(words, tmp_path, files=False)
     check(tmp_path, "rollout.engine=transformers", files=False)
+
+
+SCALAR = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+
+
+def test_a_reward_model(own: Path) -> None:
+    """A pool and a mesh of its own; a language model, another vocabulary, no head are refused."""
+    rewarded, path = own / "rewarded", f"reward.model.path={own / 'rewarded'}"
+    write_folder(rewarded)
+    refused(["reward.model.path", "LlamaForCausalLM", "num_labels 1"], own, path, files=False)
+    change_config(rewarded, **SCALAR)
+    refused(["reward: ", "score.weight"], own, path)
+    shutil.rmtree(rewarded)
+    write_folder(rewarded, vocab_size=128, **SCALAR)
+    refused(["reward.model.path", "vocab_size 128", "64"], own, path, files=False)
+    shutil.rmtree(rewarded)
+    write_folder(rewarded, **SCALAR)
+    pools = ["resources.actor_gpus=[0,1]", "resources.reward_gpus=[2,3]", "reward.mesh=t2"]
+    plan = check(own, path, *pools)
+    assert plan.reward is not None
+    assert plan.reward.ranks == (2, 3) and plan.reward.layout.tp == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from megarl.errors import ConfigError
 
 def test_roles_without_ranks_share_the_actors() -> None:
     everything = pools_from_resources({}, 4)
-    assert everything.pools == {(0, 1, 2, 3): ("actor", "critic", "reference", "rollout")}
+    assert everything.pools == {(0, 1, 2, 3): ("actor", "critic", "reference", "reward", "rollout")}
     split = {"actor_gpus": [0, 1, 2, 3], "critic_gpus": [4, 5], "reference_gpus": [6]}
     pools = pools_from_resources(split, 7)
     assert pools.ranks["rollout"] == (0, 1, 2, 3)

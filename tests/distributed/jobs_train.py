@@ -25,9 +25,10 @@ def train_run(
     critic: RoleSpec | None,
     reference: RoleSpec | None,
     rollout_tp: int,
+    reward: tuple[str, RoleSpec] | None = None,
 ) -> dict[int, dict[str, float]] | None:
     """Train from start to end; step -> metrics, on universe rank 0."""
-    plan = run_plan(path, actor, critic, reference, rollout_tp)
+    plan = run_plan(path, actor, critic, reference, rollout_tp, reward)
     run = build_run(config, plan, rank.universe, rank.control)
     train(run)
     if config.rollout.engine == "vllm" and run.rollout.here:

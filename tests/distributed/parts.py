@@ -39,14 +39,17 @@ def run_plan(
     critic: RoleSpec | None = None,
     reference: RoleSpec | None = None,
     rollout_tp: int = 1,
+    reward: tuple[str, RoleSpec] | None = None,
 ) -> RunPlan:
-    """The plan of a run whose rollouts share the actor's ranks."""
-    world = {rank for spec in (actor, critic, reference) if spec for rank in spec.ranks}
+    """The plan of a run whose rollouts share the actor's ranks; reward: folder and place."""
+    specs = (actor, critic, reference, reward[1] if reward else None)
+    world = {rank for spec in specs if spec for rank in spec.ranks}
     return RunPlan(
         world_size=len(world),
         actor=role_plan(path, actor),
         critic=role_plan(path, critic, scalar_head=True) if critic else None,
         reference=role_plan(path, reference) if reference else None,
+        reward=role_plan(*reward) if reward else None,
         rollout_ranks=actor.ranks,
         rollout_tensor_parallel_size=rollout_tp,
     )

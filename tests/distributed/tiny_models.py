@@ -22,7 +22,7 @@ class TinyModels:
         self._folder = folder
 
     def __call__(self, family: str) -> str:
-        """The folder of a family's model, with tokenizer."""
+        """The folder of a family's model, with tokenizer; "qwen2-reward" has a scalar head."""
         folder = self._folder / family
         if not folder.exists():
             _make_model(family, folder)
@@ -32,6 +32,7 @@ class TinyModels:
 def _make_model(family: str, folder: Path) -> None:
     from transformers import (
         AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
         GenerationConfig,
         LlamaConfig,
         MistralConfig,
@@ -39,6 +40,8 @@ def _make_model(family: str, folder: Path) -> None:
         Qwen3Config,
     )
 
+    base = family.removesuffix("-reward")
+    auto = AutoModelForCausalLM if base == family else AutoModelForSequenceClassification
     classes = {
         "llama": LlamaConfig,
         "llama-tied": LlamaConfig,
@@ -61,8 +64,9 @@ def _make_model(family: str, folder: Path) -> None:
         "bos_token_id": None,
         "pad_token_id": 0,
         "sliding_window": None,
+        "num_labels": 1,
     }
-    if family == "qwen2":  # derives its head size
+    if base == "qwen2":  # derives its head size
         settings |= {"hidden_size": 128}
         del settings["head_dim"]
     if family == "llama3-rope":
@@ -75,7 +79,7 @@ def _make_model(family: str, folder: Path) -> None:
             "original_max_position_embeddings": 64,
         }
     generator = torch.Generator().manual_seed(sum(family.encode()))
-    model = AutoModelForCausalLM.from_config(classes[family](**settings)).float()
+    model = auto.from_config(classes[base](**settings)).float()
     for parameter in model.parameters():
         start = torch.ones_like(parameter) if parameter.dim() == 1 else torch.zeros_like(parameter)
         parameter.data = start + 0.08 * torch.randn(parameter.shape, generator=generator)

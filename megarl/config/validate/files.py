@@ -12,7 +12,7 @@ from megarl.data.prompts import load_prompts
 from megarl.data.rows import MISSING, column_names, lookup, read_rows
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import hf_tensors
-from megarl.rewards.load import load_reward
+from megarl.rewards.load import configured_reward
 from megarl.weights.source import SafetensorsFolder
 
 WHOLE_FILE_BYTES = 64 << 20
@@ -30,9 +30,8 @@ def check_run_folder(config: Config) -> None:
 
 def check_folders(config: Config, plan: RunPlan) -> None:
     """DataError for weights that are missing, truncated or not what config.json says."""
-    roles = {"actor": plan.actor, "critic": plan.critic, "reference": plan.reference}
-    for name, role in roles.items():
-        if role is not None and not getattr(config, name).model.fresh:
+    for name, role in plan.roles.items():
+        if not getattr(config, name).model.fresh:
             _check_weights(name, role)
 
 
@@ -46,7 +45,7 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         _check_texts(config)
         return
     try:
-        load_reward(config.reward.function, **config.reward.kwargs)
+        configured_reward(config.reward)
     except ConfigError as error:
         raise ConfigError(f"reward.function: {error}") from None
     for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
@@ -57,7 +56,7 @@ def _check_weights(name: str, role: RolePlan) -> None:
     try:
         folder = SafetensorsFolder(role.path)
         expected = hf_tensors(role.shape)
-        if role.shape.scalar_head not in folder.names:
+        if name == "critic" and role.shape.scalar_head not in folder.names:
             # A critic that starts from a language model gets a new head.
             expected.pop(role.shape.scalar_head or "", None)
         folder.check(expected)

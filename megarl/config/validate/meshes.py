@@ -35,6 +35,7 @@ def make_plan(
         actor=roles["actor"],
         critic=roles.get("critic"),
         reference=roles.get("reference"),
+        reward=roles.get("reward"),
         rollout_ranks=ranks,
         rollout_tensor_parallel_size=tp,
     )
@@ -45,6 +46,7 @@ def _check_idle(pools: ResolvedPools, models: dict[Role, RoleModel], config: Con
     reasons = {
         "critic": f"algorithm.adv_estimator {config.algorithm.adv_estimator} has no critic",
         "reference": "algorithm.kl_coef is 0 and use_kl_loss is false, so there is no reference",
+        "reward": "reward.model.path is empty, so there is no reward model",
     }
     for ranks, roles in pools.pools.items():
         if not present & set(roles):

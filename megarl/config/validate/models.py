@@ -13,7 +13,7 @@ from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, model_shape_from_hf, with_scalar_head
 from megarl.models.rope import inverse_frequencies
 
-Role = Literal["actor", "critic", "reference"]
+Role = Literal["actor", "critic", "reference", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,17 @@ def read_models(config: Config, purpose: str) -> dict[Role, RoleModel]:
         models["critic"] = _read(config, "critic")
     if purpose == "train" and needs_reference(config):
         models["reference"] = _read(config, "reference")
+    if purpose != "pretrain" and config.reward.model.path:
+        models["reward"] = _read(config, "reward")
+        _check_reward_model(models["reward"])
     _check_same_tokens(models)
     return models
 
 
 def mesh_of(config: Config, role: Role) -> MeshConfig:
-    """The role's mesh; the reference takes the actor's where it has none."""
-    if role == "reference":
-        return config.reference.mesh or config.actor.mesh
-    return config.critic.mesh if role == "critic" else config.actor.mesh
+    """The role's mesh; the actor's where it has none of its own."""
+    own: MeshConfig | None = getattr(config, role).mesh
+    return own or config.actor.mesh
 
 
 def _read(config: Config, role: Role) -> RoleModel:
@@ -73,6 +75,15 @@ def _read(config: Config, role: Role) -> RoleModel:
     if role == "critic" and shape.scalar_head is None:
         shape = with_scalar_head(shape)
     return RoleModel(key, path, hf, shape, mesh)
+
+
+def _check_reward_model(model: RoleModel) -> None:
+    if model.shape.scalar_head is None:
+        raise ConfigError(
+            f"{model.key} {model.path}: config.json names architectures "
+            f"{model.hf.get('architectures')}: a reward model is a ...ForSequenceClassification "
+            "with one label (num_labels 1)"
+        )
 
 
 def read_hf_config(path: str | Path, key: str = "model.path") -> dict[str, Any]:

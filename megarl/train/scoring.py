@@ -1,0 +1,79 @@
+"""What samples are worth: the task's function, and the reward model's score beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megarl.errors import RunError
+from megarl.mesh.control import Control
+from megarl.mesh.rows import RowMap, move_rows
+from megarl.mesh.universe import Universe
+from megarl.rewards.base import RewardFunction
+from megarl.rewards.base import score as score_function
+from megarl.roles.reward_model import RewardModel
+from megarl.roles.step_rows import StepRows
+from megarl.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """The reward of a run, the same on all ranks."""
+
+    universe: Universe
+    control: Control
+    function: tuple[str, RewardFunction] | None
+    """Its name, and the function."""
+    model: RewardModel | None
+    model_coef: float = 1.0
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Reward of each of this rank's rollouts, in order; all ranks call it together.
+
+        RunError, naming row and prompt, for a reward that raises or is not a finite number.
+        """
+        rewards = [0.0] * len(rollouts)
+        if self.function is not None:
+            name, function = self.function
+            rewards = score_function(function, name, rollouts)
+        if self.model is None:
+            return rewards
+        said = _ask_model(self.universe, self.control, self.model, rollouts)
+        return [
+            reward + self.model_coef * _finite(said[one.request.row], one)
+            for reward, one in zip(rewards, rollouts, strict=True)
+        ]
+
+
+def _ask_model(
+    universe: Universe, control: Control, model: RewardModel, rollouts: Sequence[Rollout]
+) -> dict[int, float]:
+    """Row -> the model's score, of all ranks' rows; rows are numbered from 0 without gaps."""
+    own = [
+        (r.request.row, r.request.group, len(r.request.prompt.token_ids), len(r.response_ids))
+        for r in rollouts
+    ]
+    placed = sorted((*row, rank) for rank, rows in enumerate(control.gather(own)) for row in rows)
+    _, group, prompt_length, response_length, owner = zip(*placed, strict=True)
+    rows = StepRows(group, prompt_length, response_length, (tuple(range(len(placed))),))
+    tokens = {
+        r.request.row: torch.tensor(r.request.prompt.token_ids + r.response_ids) for r in rollouts
+    }
+    dealt = model.deal(rows)
+    arrived = move_rows(universe, tokens, rows.length, RowMap(owner), dealt.map, torch.int64)
+    scores = model.scores(model.take_rows(dealt, arrived))
+    return {row: score for answer in control.gather(scores) for row, score in answer.items()}
+
+
+def _finite(value: float, rollout: Rollout) -> float:
+    if math.isfinite(value):
+        return value
+    request = rollout.request
+    raise RunError(
+        f"reward model: its score is {value} for row {request.row} (prompt_id "
+        f"{request.prompt.prompt_id}); look at reward.model's weights. The response was "
+        f"{rollout.text[:80]!r}"
+    )

@@ -1,0 +1,63 @@
+"""Jobs of the reward model's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from parts import RoleSpec, run_plan
+from worker import Rank
+
+from megarl.config.schema import Config
+from megarl.errors import RunError
+from megarl.mesh.layout import MeshLayout
+from megarl.train.build import Builder
+from megarl.train.scoring import Scorer
+from megarl.types import Prompt, Rollout
+
+
+def scores(
+    rank: Rank,
+    actor: str,
+    path: str,
+    layout: MeshLayout,
+    rollouts: list[Rollout],
+    function: float,
+    model_coef: float,
+) -> dict[int, float]:
+    """Row -> reward of the rows that lie on this rank: a constant, and `model_coef` x the model."""
+    scorer = _scorer(rank, actor, path, layout, function, model_coef)
+    # Groups are dealt in turn, as replicas deal them; the last rank of several has none.
+    world = max(rank.universe.size - 1, 1)
+    mine = [one for one in rollouts if one.request.group % world == rank.rank]
+    return {r.request.row: s for r, s in zip(mine, scorer.score(mine), strict=True)}
+
+
+def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[Rollout]) -> str:
+    """What a reward model says whose head has become NaN."""
+    scorer = _scorer(rank, actor, path, MeshLayout(), 0.0, 1.0)
+    assert scorer.model is not None
+    with torch.no_grad():
+        scorer.model.engine.parameters()["0/value_head.weight"].fill_(float("nan"))
+    try:
+        scorer.score(rollouts)
+    except RunError as error:
+        return str(error)
+    raise AssertionError("the score was taken")
+
+
+def _scorer(
+    rank: Rank, actor: str, path: str, layout: MeshLayout, function: float, model_coef: float
+) -> Scorer:
+    everyone = RoleSpec(tuple(range(rank.universe.size)), layout)
+    config = Config()
+    config.reward.model.path, config.reward.model_coef = path, model_coef
+    config.algorithm.micro_batch_size = 3
+    built = Builder(config, run_plan(actor, everyone, reward=(path, everyone)), rank.universe)
+    found = built.scorer(rank.control)
+    assert found.function is None  # a model alone needs no function
+
+    def constant(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return [function] * len(prompts)
+
+    return Scorer(rank.universe, rank.control, ("constant", constant), found.model, model_coef)
