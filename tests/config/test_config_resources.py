@@ -16,7 +16,7 @@ def test_roles_without_ranks_share_the_actors() -> None:
     pools = pools_from_resources(split, 7)
     assert pools.ranks["rollout"] == (0, 1, 2, 3)
     assert pools.pools == {
-        (0, 1, 2, 3): ("actor", "rollout"),
+        (0, 1, 2, 3): ("actor", "reward", "rollout"),
         (4, 5): ("critic",),
         (6,): ("reference",),
     }
