@@ -28,6 +28,8 @@ class Prompt:
     """Name of the data source, for per-source metrics."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What a verifier needs besides the label (a reasoning-gym entry, say)."""
+    question: str = ""
+    """For people: the last message of a chat; empty where text says it all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,16 +84,21 @@ def load_prompts(
     num_rows, shortest = 0, None
     rows = islice(read_rows(path), limit)
     while chunk := list(islice(rows, _TOKENIZE_AT_ONCE)):
-        texts = [template.render(keys.prompt(place, row), place) for place, row in chunk]
-        for (place, row), (text, _), ids in zip(
-            chunk, texts, template.tokenize(texts), strict=True
+        raw = [keys.prompt(place, row) for place, row in chunk]
+        texts = [
+            template.render(prompt, place) for prompt, (place, _) in zip(raw, chunk, strict=True)
+        ]
+        for (place, row), prompt, (text, _), ids in zip(
+            chunk, raw, texts, template.tokenize(texts), strict=True
         ):
             if not ids:
                 raise DataError(f"{place}: the prompt is empty: a model needs at least one token")
             shortest = min(len(ids), shortest or len(ids))
             if len(ids) <= max_prompt_length:
                 label, source, extra = keys.rest(place, row)
-                prompts.append(Prompt(num_rows, tuple(ids), text, label, source, extra))
+                question = "" if isinstance(prompt, str) else str(prompt[-1]["content"])
+                made = Prompt(num_rows, tuple(ids), text, label, source, extra, question)
+                prompts.append(made)
             num_rows += 1
     if not num_rows:
         raise DataError(f"data set {path} is empty: it has no rows")

@@ -55,10 +55,10 @@ class NumericMatch:
 
 @dataclass(frozen=True)
 class NumberAnswer:
-    """1 if the response is the right number and nothing else, `partial` if it contains it, else 0.
+    """1 for the right number and nothing else, `partial` if the last number is right, else 0.
 
     For chat models that talk around the answer: the part shows that the number was known, and
-    training then removes the talk.
+    training then removes the talk. Numbers that repeat the question do not count.
     """
 
     partial: float = 0.2
@@ -73,7 +73,7 @@ class NumberAnswer:
     def _score(self, right: Decimal, response: str) -> float:
         if only_number(response) == right:
             return 1.0
-        return self.partial if right in numbers_in(response) else 0.0
+        return self.partial if numbers_in(response)[-1:] == [right] else 0.0
 
 
 def _label_number(prompt: Prompt) -> Decimal:

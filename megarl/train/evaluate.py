@@ -17,6 +17,8 @@ class Answer:
 
     row: int
     prompt: str
+    question: str
+    """What the prompt asks, without its chat template."""
     label: str
     text: str
     reward: float
@@ -70,6 +72,7 @@ def evaluate(
         Answer(
             one.request.row,
             one.request.prompt.text,
+            one.request.prompt.question or one.request.prompt.text,
             one.request.prompt.label,
             one.text,
             score,

@@ -72,7 +72,7 @@ def paired_answers(evaluations: dict[int, Evaluation]) -> list[SampleAnswer]:
     """The first prompts' answers at the first and at the last evaluation."""
     before, after = evaluations[min(evaluations)], evaluations[max(evaluations)]
     pairs = zip(before.answers[:SAMPLE_ANSWERS], after.answers, strict=False)
-    return [SampleAnswer(b.prompt, b.label, b.text, a.text, b.reward, a.reward) for b, a in pairs]
+    return [SampleAnswer(b.question, b.label, b.text, a.text, b.reward, a.reward) for b, a in pairs]
 
 
 def summarize(metrics_path: Path, evaluations: dict[int, Evaluation]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_plain_text_rows(tmp_path, tokenizer):
 def test_chat_messages_go_through_the_template_once(tmp_path, tokenizer):
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "label": ""}]
     (prompt,) = load_prompts(write(tmp_path / "a.jsonl", rows), tokenizer, max_prompt_length=99)
-    assert prompt.text == "user: hi|bot:"
+    assert prompt.text == "user: hi|bot:" and prompt.question == "hi"
     assert len(prompt.token_ids) == len(prompt.text)  # no second BOS
     plain = write(tmp_path / "b.jsonl", [{"prompt": "hi", "label": ""}])
     wrapped = load_prompts(plain, tokenizer, max_prompt_length=99, apply_chat_template=True)

@@ -64,6 +64,7 @@ def test_numeric_match_takes_the_last_number():
 def test_number_answer_pays_in_full_for_the_number_alone():
     reward = load_reward("number_answer")
     answers = {"42": 1.0, " 42.\n": 1.0, "The answer is 42": 0.2, "41 or 42?": 0.2}
+    answers |= {"42 - 0 = 41": 0.0, "42, says 6 x 7": 0.0}
     answers |= {"41": 0.0, "?": 0.0, "": 0.0, "-42": 0.0, "142": 0.0}
     for response, expected in answers.items():
         assert score_one(reward, "42", response) == expected, response
