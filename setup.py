@@ -84,6 +84,6 @@ setup(
         # The demos: procedural reasoning tasks, plots, weights out of a GGUF file.
         "demo": ["reasoning-gym", "matplotlib", "gguf", "accelerate"],
         # Tests, lint and types.
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "pre-commit"],
     },
 )

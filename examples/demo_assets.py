@@ -56,7 +56,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_config(folder: Path) -> None:
-    """A Llama of 1.3 M parameters."""
+    """A Llama of 1.1 M parameters."""
     LlamaConfig(
         vocab_size=len(CHARACTERS),
         hidden_size=160,

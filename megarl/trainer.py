@@ -122,6 +122,8 @@ class PPOTrainer:
 def _table(batch: PPOBatch) -> RowTable:
     count = len(batch.rewards)
     sizes = {"prompts": len(batch.prompts), "responses": len(batch.responses), "rewards": count}
+    optional = {"groups": batch.groups, "logprobs": batch.logprobs}
+    sizes |= {name: len(given) for name, given in optional.items() if given is not None}
     if len(set(sizes.values())) != 1 or count == 0:
         raise ConfigError(f"PPOBatch: lists of one length, at least 1, are needed: {sizes}")
     groups = list(range(count)) if batch.groups is None else list(batch.groups)

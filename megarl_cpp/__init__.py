@@ -20,8 +20,6 @@ REGION_COLUMNS = 13
 """int64 columns of a region table: base, base_numel, offset, shape x4, stride x4, flat, tile."""
 TILE = 8192
 """Elements that one CUDA block moves."""
-PIECE_COLUMNS = 9
-"""int64 columns of a piece table: tensor, lo x4, hi x4."""
 RANK_COLUMNS = 4
 """int64 columns of a rank table: rank, node, first piece, piece after the last."""
 MATCH_COLUMNS = 12

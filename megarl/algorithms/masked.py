@@ -15,24 +15,6 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return kept.sum() if dim is None else kept.sum(dim)
 
 
-def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of x where mask is True, over `dim` or (None) everything; 0 where nothing is selected.
-
-    x: float [B, R]; mask: bool [B, R].
-    """
-    count = mask.sum() if dim is None else mask.sum(dim)
-    return masked_sum(x, mask, dim) / count.clamp(min=1)
-
-
-def counts(mask: Tensor) -> Tensor:
-    """int64 [2]: response tokens, and sequences with at least one; add over ranks for global ones.
-
-    mask: bool [B, R].
-    """
-    lengths = mask.sum(-1)
-    return torch.stack([lengths.sum(), (lengths > 0).sum()])
-
-
 def moments(x: Tensor, mask: Tensor) -> Tensor:
     """float64 [3]: count, sum and sum of squares of x where mask is True.
 
@@ -43,20 +25,16 @@ def moments(x: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
 
 
-def whiten(
-    x: Tensor, mask: Tensor, moments: Tensor, *, shift_mean: bool = True, eps: float = 1e-8
-) -> Tensor:
+def whiten(x: Tensor, mask: Tensor, moments: Tensor, *, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(variance + eps) inside the mask, 0 outside; shape and dtype of x.
 
     moments: float64 [3] from `moments`, summed over everything that is whitened together. The
     variance is unbiased (n - 1). With fewer than two tokens there is no spread to divide by, and x
-    is only centred. `shift_mean=False` keeps the mean of x.
+    is only centred.
     """
     count, total, squares = moments.to(x.device).unbind()
     mean = total / count.clamp(min=1)
     variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
     scale = torch.where(count > 1, (variance + eps).rsqrt(), torch.ones_like(variance))
     white = (x.double() - mean) * scale
-    if not shift_mean:
-        white = white + mean
     return torch.where(mask, white, 0.0).to(x.dtype)

@@ -60,7 +60,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     from megarl.train.main import Session
 
     config, plan = _config(arguments, folder)
-    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+    with Session(plan, config.run) as session:
         from megarl.bench.bare import BareMegatron, bare_generate
         from megarl.train.build import build_run
         from megarl.train.phases import (

@@ -8,41 +8,51 @@ from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 
 
-def describe_plan(config: Config, plan: RunPlan, ranks_per_node: int) -> str:
-    """Sizes of the run, then one line per rank."""
-    return "\n".join([*_summary(config, plan), "", *_table(plan, ranks_per_node), ""])
+def describe_plan(config: Config, plan: RunPlan, ranks_per_node: int, command: str) -> str:
+    """Sizes of what `megarl <command>` would run, then one line per rank."""
+    generates = command != "pretrain"
+    head = _head(plan)
+    head += [_rollout(config, plan)] if generates else []
+    head += [] if command == "eval" else [_step(config, command)]
+    return "\n".join([*head, "", *_table(plan, ranks_per_node, generates), ""])
 
 
-def _summary(config: Config, plan: RunPlan) -> list[str]:
-    data, algorithm = config.data, config.algorithm
-    samples = data.rollout_batch_size * data.n_samples_per_prompt
-    updates = samples // algorithm.global_batch_size * algorithm.ppo_epochs
-    tp = plan.rollout_tensor_parallel_size
+def _head(plan: RunPlan) -> list[str]:
     lines = [f"{plan.world_size} ranks in {len(plan.pools)} pool(s)"]
     for name, role in plan.roles.items():
         where = _ranges(role.ranks)
         lines.append(f"  {name:<10}{role.layout.describe():<14} ranks {where}  {role.path}")
-    replicas = len(plan.rollout_ranks) // tp
-    where = _ranges(plan.rollout_ranks)
-    lines.append(
-        f"  {'rollout':<10}{f'{replicas} x t{tp}':<14} ranks {where}  {config.rollout.engine}"
-    )
-    lines.append(
-        f"a step: {data.rollout_batch_size} prompts x {data.n_samples_per_prompt} samples = "
-        f"{samples} samples, {updates} optimizer step(s) of {algorithm.global_batch_size}"
-    )
     return lines
 
 
-def _table(plan: RunPlan, ranks_per_node: int) -> list[str]:
+def _rollout(config: Config, plan: RunPlan) -> str:
+    tp = plan.rollout_tensor_parallel_size
+    replicas, where = len(plan.rollout_ranks) // tp, _ranges(plan.rollout_ranks)
+    return f"  {'rollout':<10}{f'{replicas} x t{tp}':<14} ranks {where}  {config.rollout.engine}"
+
+
+def _step(config: Config, command: str) -> str:
+    data, algorithm = config.data, config.algorithm
+    if command == "pretrain":
+        return f"a step: {algorithm.global_batch_size} texts, one optimizer step"
+    samples = data.rollout_batch_size * data.n_samples_per_prompt
+    updates = samples // algorithm.global_batch_size * algorithm.ppo_epochs
+    return (
+        f"a step: {data.rollout_batch_size} prompts x {data.n_samples_per_prompt} samples = "
+        f"{samples} samples, {updates} optimizer step(s) of {algorithm.global_batch_size}"
+    )
+
+
+def _table(plan: RunPlan, ranks_per_node: int, generates: bool) -> list[str]:
     """One row per rank, in columns."""
     heads = [f"{name} (tp,pp,dp)" for name in plan.roles]
-    rows = [["rank", "node local", *heads, "rollout (replica,tp)"]]
+    heads += ["rollout (replica,tp)"] if generates else []
+    rows = [["rank", "node local", *heads]]
     for rank in range(plan.world_size):
         node, local = divmod(rank, ranks_per_node)
         cells = [str(rank), f"{node} {local}"]
         cells += [_place(role, rank) for role in plan.roles.values()]
-        rows.append([*cells, _replica(plan, rank)])
+        rows.append([*cells, _replica(plan, rank)] if generates else cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -83,7 +83,8 @@ def _run(
         if first:
             from megarl.cli.meshes import describe_plan
 
-            sys.stdout.write(describe_plan(config, plan, ranks_per_node or world_size))
+            per_node = ranks_per_node or world_size
+            sys.stdout.write(describe_plan(config, plan, per_node, command))
         return 0
     if first and not checked:
         save_resolved(config, loaded.origins, Path(config.run.dir) / RESOLVED)

@@ -286,7 +286,7 @@ class RunConfig:
     """Steps between evaluations; 0: only before the first and after the last step."""
     timeout_s: float = 600.0
     """Longest wait in a collective, seconds."""
-    stall_timeout_s: float = 60.0
+    stall_timeout_s: float = 45.0
     """Seconds a rank may wait at a verb before the laggards are named."""
     export: bool = True
     """Write the trained actor as a Hugging Face folder at the end."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from megarl.errors import RunError
@@ -20,17 +19,21 @@ from megarl.mesh.universe import Universe
 class Control:
     """Numbers verbs, and exchanges facts under their numbers."""
 
-    def __init__(self, universe: Universe, announce: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, universe: Universe, announce: Callable[[int, str, int | None], None]
+    ) -> None:
         self._universe = universe
         self._announce = announce
         self.sequence = 0
         self.verb = "start"
+        self.step: int | None = None
+        """The training step, for messages."""
 
     def enter(self, verb: str) -> None:
         """Say that this rank begins the next verb."""
         self.sequence += 1
         self.verb = verb
-        self._announce(self.sequence, verb)
+        self._announce(self.sequence, verb, self.step)
 
     def is_rank(self, rank: int) -> bool:
         """Whether this process is universe rank `rank`."""
@@ -59,8 +62,3 @@ class Control:
     def sum(self, vector: Tensor) -> Tensor:
         """Elementwise fp64 sum of a vector of the same length on all ranks."""
         return self._universe.all_reduce(vector.double().clone())
-
-    def all_true(self, value: bool) -> bool:
-        """Whether every rank says yes."""
-        flag = torch.tensor([0.0 if value else 1.0])
-        return float(self._universe.all_reduce(flag)) == 0.0

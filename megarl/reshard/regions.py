@@ -90,6 +90,10 @@ def _region(
     if name not in tensors:
         raise PlanError(f"the plan names {name}, which the live model does not have")
     tensor = tensors[name]
+    if tensor.device.type != "cpu":
+        raise PlanError(
+            f"{name} lies on {tensor.device}: this version moves weights that lie in host memory"
+        )
     if not tensor.is_contiguous():
         raise PlanError(f"{name} is not contiguous, so the plan's strides do not hold")
     return tensor, native.Region(

@@ -101,10 +101,14 @@ class PolicyRole(MegatronRole):
 class Actor(PolicyRole):
     """The policy that is trained."""
 
+    weight_version = 1
+    """One more than the updates so far: what rollouts must be made with; equal on all ranks."""
+
     def update(
         self, batch: RoleBatch | None, inputs: PolicyInputs, settings: PolicyLossSettings, seed: int
     ) -> UpdateResult | None:
         """`ppo_epochs` passes over the step's mini-batches; None on ranks without the actor."""
+        self.weight_version += 1
         if batch is None:
             return None
         stats, total, steps = PolicyStats.zero().to_vector(), 0.0, []

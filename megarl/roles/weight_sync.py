@@ -66,7 +66,9 @@ class WeightSync:
         self._resharder: Resharder | None = None
         self._shape = shape
         self.version = 0
+        """The actor's weight version that the engines have; 0 before the first sync."""
         self.canary_diff = 0.0
+        self._syncs = 0
 
     def run(self) -> SyncReport:
         """Bring the actor's weights to every rollout engine and prove that they arrived."""
@@ -82,9 +84,10 @@ class WeightSync:
                 wire_dtype=self._wire,
                 bucket_bytes=self._bucket_bytes,
             )
-        due = self._verify_interval > 0 and self.version % self._verify_interval == 0
+        due = self._verify_interval > 0 and self._syncs % self._verify_interval == 0
         report = self._move(self._resharder, due)
-        self.version += 1
+        self._syncs += 1
+        self.version = self._actor.weight_version
         if engine:
             engine.commit(self.version)
         if self._canary is not None:

@@ -13,8 +13,6 @@ import torch.distributed as dist
 
 from megarl.errors import ConfigError
 
-DEFAULT_PORT = 29500
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -44,7 +42,8 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     """
     if "RANK" in env or "WORLD_SIZE" in env:
         return _from_torchrun(env)
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+    # A batch script itself has SLURM_PROCID and SLURM_NTASKS too; only srun's tasks have a step.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return _from_slurm(env)
     return Launch(0, 1, 0, "127.0.0.1", free_port(), 0, "alone")
 
@@ -72,7 +71,7 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
     job = int(env.get("SLURM_JOB_ID", "0"))
     return Launch(
         rank=int(env["SLURM_PROCID"]),
-        world_size=int(env["SLURM_NTASKS"]),
+        world_size=int(env["SLURM_STEP_NUM_TASKS"]),
         local_rank=int(env.get("SLURM_LOCALID", "0")),
         master_addr=env.get("MASTER_ADDR") or first_host(env["SLURM_JOB_NODELIST"]),
         master_port=int(env.get("MASTER_PORT") or 20000 + job % 20000),

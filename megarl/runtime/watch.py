@@ -8,6 +8,7 @@ or in vLLM. Shared memory of the run is unlinked on the way out.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ import torch.distributed as dist
 
 from megarl.errors import MegaRLError
 
+_LOG = logging.getLogger("megarl.watch")
 POLL_S = 0.5
 GRACE_S = 3.0
 """How long a rank waits for a better cause than its own, and for its peers to read it."""
@@ -47,6 +49,7 @@ class Watch:
         self._pids, self._run_name = pids, run_name
         self._stall_timeout_s = stall_timeout_s
         self._verbs: list[tuple[int, str]] = [(0, "start")]
+        self._step: int | None = None
         self._since = time.monotonic()
         self._published = -1
         self._done = threading.Event()
@@ -63,8 +66,10 @@ class Watch:
             signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._thread.start()
 
-    def announce(self, sequence: int, verb: str) -> None:
-        """The main thread begins verb number `sequence`."""
+    def announce(self, sequence: int, verb: str, step: int | None) -> None:
+        """The main thread begins verb number `sequence`, in training step `step` if in any."""
+        _LOG.debug("verb %d: %s, step %s", sequence, verb, "-" if step is None else step)
+        self._step = step
         self._verbs = [*self._verbs[-15:], (sequence, verb)]
         self._since = time.monotonic()
         self._warned = False
@@ -79,6 +84,7 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Report this rank's error, or the one that caused it elsewhere, and end the process."""
+        _LOG.error("failed", exc_info=error)
         if not isinstance(error, MegaRLError):
             traceback.print_exception(error)
         if _is_lost_peer(error):
@@ -86,7 +92,8 @@ class Watch:
         sequence, verb = self._verbs[-1]
         what = f"{error}" if isinstance(error, MegaRLError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, MegaRLError) else 1
-        self._end(self._record(self.rank, f"verb {sequence} ({verb})", what, code))
+        step = "" if self._step is None else f"step {self._step}, "
+        self._end(self._record(self.rank, f"{step}verb {sequence} ({verb})", what, code))
 
     def _record(self, rank: int, where: str, what: str, code: int) -> dict[str, Any]:
         """Write a failure unless there is one; returns the one that counts."""
@@ -104,8 +111,9 @@ class Watch:
     def _loop(self) -> None:
         while not self._done.is_set():
             woken, _, _ = select.select([self._wake_read], [], [], POLL_S)
+            signals = os.read(self._wake_read, 64) if woken else b""
             try:
-                self._look(terminated=bool(woken))
+                self._look(terminated=signal.SIGTERM in signals)
             except (RuntimeError, dist.DistError) as error:
                 time.sleep(1.0)
                 if not self._done.is_set():
@@ -179,14 +187,16 @@ class Watch:
             os._exit(int(failure["code"]))
 
     def _say(self, text: str) -> None:
+        _LOG.warning(text)
         sys.stdout.flush()
         sys.stderr.write(f"megarl: {text}\n")
         sys.stderr.flush()
 
 
-def sweep_shared_memory(run_name: str) -> list[str]:
-    """Unlink what a start of this name left in /dev/shm; returns the names."""
-    found = sorted(SHARED_MEMORY.glob(f"*megarl-{run_name}-*")) if SHARED_MEMORY.is_dir() else []
+def sweep_shared_memory(run_id: str, *, all_attempts: bool = False) -> list[str]:
+    """Unlink what a start of this id left in /dev/shm, or earlier attempts too; the names."""
+    name = run_id.rpartition("-")[0] if all_attempts else run_id
+    found = sorted(SHARED_MEMORY.glob(f"*megarl-{name}-*")) if SHARED_MEMORY.is_dir() else []
     for path in found:
         path.unlink(missing_ok=True)
     return [path.name for path in found]

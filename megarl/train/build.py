@@ -14,7 +14,7 @@ from megarl.algorithms.kl import kl_controller
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.order import PromptOrder
-from megarl.data.prompts import load_prompts
+from megarl.data.prompts import PromptDataset, load_prompts
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
@@ -162,10 +162,13 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
-    actor = parts["actor"]
+    actor, books = parts["actor"], _open_books(config, universe)
+    if books.logger is not None:
+        counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
+        books.logger.log(counts, 0)
     return Run(
         **parts,
-        books=_open_books(config, universe),
+        books=books,
         rollout=rollout,
         weight_sync=make_weight_sync(config, plan, universe, control, actor, rollout, prompts),
         scorer=scorer,
@@ -237,7 +240,7 @@ def make_weight_sync(
         wire_dtype=torch_dtype(config.rollout.dtype or config.actor.model.dtype),
         bucket_bytes=config.weight_sync.bucket_megabytes << 20,
         verify_interval=config.weight_sync.verify_interval,
-        canary=_canary(prompts) if config.weight_sync.canary else None,
+        canary=_canary(config, prompts),
     )
 
 
@@ -252,10 +255,10 @@ def make_sampling(config: Config, plan: RunPlan, tokenizer: Any) -> SamplingSpec
     )
 
 
-def read_prompts(config: Config, tokenizer: Any, path: str) -> Sequence[Prompt]:
+def read_prompts(config: Config, tokenizer: Any, path: str) -> PromptDataset:
     """The prompts of one file; none for an empty path."""
     if not path:
-        return ()
+        return PromptDataset((), 0)
     data = config.data
     return load_prompts(
         path,
@@ -279,12 +282,12 @@ def stop_tokens(path: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _canary(prompts: Sequence[Prompt]) -> CanaryText:
-    """At most 16 tokens of the first prompts: text that the models know."""
-    tokens: list[int] = []
-    for prompt in prompts[:16]:
-        tokens += prompt.token_ids
-    return CanaryText(tuple(tokens[:16]))
+def _canary(config: Config, prompts: Sequence[Prompt]) -> CanaryText | None:
+    """At most 16 tokens of the first prompts, text that the models know; None below two."""
+    tokens = [token for prompt in prompts[:16] for token in prompt.token_ids]
+    longest = config.data.max_prompt_length + config.data.max_response_length - 1
+    tokens = tokens[: min(16, longest)]
+    return CanaryText(tuple(tokens)) if config.weight_sync.canary and len(tokens) > 1 else None
 
 
 def policy_settings(config: Config) -> PolicyLossSettings:

@@ -39,7 +39,7 @@ def _report(run: Run, folder: Path) -> None:
     evaluations = run.books.evaluations
     for step, evaluation in evaluations.items():
         write_answers(folder / f"answers-step{step}.jsonl", evaluation)
-    summary = summarize(folder / "metrics.jsonl", evaluations)
+    summary = summarize(folder / "metrics.jsonl", evaluations, run.step)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=str(folder))
     table = summary_table(table_rows(summary), ("", "first", "last"), f"Run {folder}")
@@ -75,10 +75,15 @@ def paired_answers(evaluations: dict[int, Evaluation]) -> list[SampleAnswer]:
     return [SampleAnswer(b.question, b.label, b.text, a.text, b.reward, a.reward) for b, a in pairs]
 
 
-def summarize(metrics_path: Path, evaluations: dict[int, Evaluation]) -> dict[str, Any]:
-    """Figures of the whole run: first and last step, means, totals and the largest difference."""
-    history = read_metrics(metrics_path)
-    steps = [metrics for _, metrics in sorted(history.items()) if "reward_mean" in metrics]
+def summarize(
+    metrics_path: Path, evaluations: dict[int, Evaluation], last_step: int
+) -> dict[str, Any]:
+    """Figures of the whole run: first and last step, means, totals and the largest difference.
+
+    Steps after `last_step` are of an earlier, longer run in the same folder.
+    """
+    history = sorted(read_metrics(metrics_path).items())
+    steps = [m for step, m in history if "reward_mean" in m and step <= last_step]
     first, last = steps[0], steps[-1]
     names = ("reward_mean", "actor/ref_kl", "actor/entropy", "response_length/mean")
     diff = "train_rollout_logprob_abs_diff"

@@ -8,9 +8,10 @@ from typing import Any
 import torch.distributed as dist
 
 from megarl.config.plan import RunPlan
-from megarl.config.schema import Config
+from megarl.config.schema import Config, RunConfig
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Pool, Universe
+from megarl.observe.rank_log import RankLog
 from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
@@ -36,11 +37,16 @@ class Session:
     Use as `with Session(...) as session`: an exception inside ends all ranks with its cause.
     """
 
-    def __init__(self, plan: RunPlan, timeout_s: float, stall_timeout_s: float) -> None:
+    def __init__(self, plan: RunPlan, config: RunConfig) -> None:
         launch = this_launch()
+        self._log = RankLog(config.dir, launch.rank)
+        if launch.local_rank == 0:
+            # What an attempt left that was killed whole; nothing of this one exists before all
+            # ranks have met.
+            sweep_shared_memory(launch.run_id, all_attempts=True)
         prepare_process(launch)
         pools = [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]
-        self.universe = Universe(launch, pools, timeout_s)
+        self.universe = Universe(launch, pools, config.timeout_s)
         facts = self.universe.all_gather((self.universe.hosts[launch.rank], os.getpid()))
         here = facts[launch.rank][0]
         store: Any = self.universe.root_store
@@ -51,7 +57,7 @@ class Session:
             launch.world_size,
             {rank: pid for rank, (host, pid) in enumerate(facts) if host == here},
             launch.run_id,
-            stall_timeout_s,
+            config.stall_timeout_s,
         )
         self.control = Control(self.universe, self.watch.announce)
 
@@ -71,11 +77,12 @@ class Session:
         sweep_shared_memory(self.universe.launch.run_id)
         self.watch.stop()
         self.universe.close()
+        self._log.close()
 
 
 def run_training(config: Config, plan: RunPlan) -> int:
     """Train on this rank; returns the exit status."""
-    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+    with Session(plan, config.run) as session:
         # Megatron and vLLM may be imported only after the process is prepared.
         from megarl.train.build import build_run
         from megarl.train.driver import train
@@ -89,7 +96,7 @@ def run_training(config: Config, plan: RunPlan) -> int:
 
 def run_pretraining(config: Config, plan: RunPlan) -> int:
     """Pretrain on this rank; returns the exit status."""
-    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+    with Session(plan, config.run) as session:
         from megarl.train.pretrain import pretrain
 
         pretrain(config, plan, session.universe, session.control)
@@ -98,7 +105,7 @@ def run_pretraining(config: Config, plan: RunPlan) -> int:
 
 def run_eval(config: Config, plan: RunPlan) -> int:
     """Answer the held-out prompts greedily with the actor's model; returns the exit status."""
-    with Session(plan, config.run.timeout_s, config.run.stall_timeout_s) as session:
+    with Session(plan, config.run) as session:
         from megarl.train.eval_run import evaluate_model
 
         evaluate_model(config, plan, session.universe, session.control)

@@ -42,6 +42,7 @@ class ScoredStep:
     rollout_logprobs: Tensor | None
     """fp32 [n, R] on the actor's owners, as all that follow."""
     old_logprobs: Tensor | None
+    """None until the update where its own are the same."""
     ref_logprobs: Tensor | None
     values: Tensor | None
     critic_values: Tensor | None
@@ -184,11 +185,9 @@ def update(run: Learner, batch: AdvantageStep) -> dict[str, float]:
         with run.verb("update_actor"):
             result = _update_actor(run, batch, seed)
             metrics |= _reduced(run, result, run.actor, PolicyStats, "actor/pg_loss", "actor")
-            old = scored.old_logprobs if scored.old_logprobs is not None else (
-                result.logprobs if result else None
-            )  # fmt: skip
-            metrics |= _mismatch(run, scored, old)
-    return metrics
+            if result is not None and scored.old_logprobs is None:
+                scored.old_logprobs = result.logprobs
+    return metrics | _mismatch(run, scored)
 
 
 def gather_table(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> RowTable:
@@ -210,11 +209,11 @@ def gather_table(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float]
     if [row[0] for row in rows] != list(range(len(rows))):
         raise RunError(f"step {run.step}: rows {[row[0] for row in rows]} came back")
     columns = list(zip(*rows, strict=True))
-    stale = sorted({v for v in columns[6] if v != run.weight_sync.version})
+    stale = sorted({v for v in columns[6] if v != run.actor.weight_version})
     if stale:
         raise RunError(
             f"step {run.step}: samples were made by weight version {stale[0]}, the actor is at "
-            f"{run.weight_sync.version}: a sync did not reach every rollout engine"
+            f"{run.actor.weight_version}: a sync was left out, or did not reach every engine"
         )
     return RowTable(
         group=torch.tensor(columns[1], dtype=torch.int32),
@@ -354,9 +353,9 @@ def _reduced(
     return kind.from_vector(stats).metrics() | run.control.agree(facts)
 
 
-def _mismatch(run: Learner, scored: ScoredStep, logprobs: Tensor | None) -> dict[str, float]:
+def _mismatch(run: Learner, scored: ScoredStep) -> dict[str, float]:
     """How far the trainer's log-probs are from the engine's, with the limits that stop a run."""
-    histogram = MismatchHistogram()
+    histogram, logprobs = MismatchHistogram(), scored.old_logprobs
     if logprobs is not None and scored.rollout_logprobs is not None and scored.actor is not None:
         histogram.add((logprobs - scored.rollout_logprobs)[scored.actor.mask])
     histogram = histogram.reduced(run.control.sum, run.control.gather)

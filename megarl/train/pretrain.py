@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
-from megarl.data.rows import read_rows
+from megarl.data.rows import MISSING, column_names, lookup, read_rows
 from megarl.errors import DataError
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
@@ -57,9 +57,10 @@ def read_texts(config: Config, tokenizer_path: str) -> list[Tensor]:
     column = config.data.prompt_column
     texts: list[str] = []
     for place, row in read_rows(Path(config.data.train_path)):
-        if column not in row:
-            raise DataError(f"{place}: no column {column!r}; it has {', '.join(row)}")
-        texts.append(str(row[column]))
+        text = lookup(row, column)
+        if text is MISSING:
+            raise DataError(f"{place}: no column {column!r}; it has {', '.join(column_names(row))}")
+        texts.append(str(text))
     longest = config.data.max_prompt_length + config.data.max_response_length
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = tokenizer(texts, add_special_tokens=True)["input_ids"]

@@ -33,6 +33,7 @@ class Run(Learner):
         """The steps that are still to be made."""
         for step in range(self.step, self.config.run.steps):
             self.step = step
+            self.control.step = step + 1
             self.books.step_started = time.perf_counter()
             yield step
 

@@ -76,14 +76,24 @@ class SafetensorsFolder:
                 raise DataError(
                     f"{self.folder / name}: missing or truncated ({error}); copy it again"
                 ) from None
-        return self._open[name].get_slice(tensor)
+        try:
+            return self._open[name].get_slice(tensor)
+        except SafetensorError as error:
+            raise DataError(
+                f"{self.folder / name}: {tensor} is not in it ({error}), though the index says so; "
+                "copy the folder again"
+            ) from None
 
 
 def _index(folder: Path) -> dict[str, str]:
     """Tensor name -> file name; raises DataError where there are no readable weights."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        try:
+            content = json.loads(index.read_text())
+            weight_map = {str(tensor): str(name) for tensor, name in content["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{index}: cannot be read ({error!r}); copy it again") from None
         for name in sorted(set(weight_map.values())):
             if not (folder / name).exists():
                 raise DataError(f"{folder}: {name} is missing, though {index.name} lists it")

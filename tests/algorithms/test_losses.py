@@ -21,7 +21,6 @@ from megarl.algorithms.losses import (
     value_loss,
     weighted_sum,
 )
-from megarl.algorithms.masked import counts
 from megarl.algorithms.stats import PolicyStats, ValueStats
 from megarl.errors import ConfigError
 
@@ -29,6 +28,12 @@ F64 = torch.float64
 MODES = get_args(LossAggMode)
 LENGTHS = [5, 0, 1, 3, 5, 2]
 CLIP = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.3, "clip_ratio_c": 1.6}
+
+
+def counts(mask: torch.Tensor) -> torch.Tensor:
+    """int64 [2]: response tokens, sequences with at least one."""
+    lengths = mask.sum(-1)
+    return torch.stack([lengths.sum(), (lengths > 0).sum()])
 
 
 def make(seed=0, lengths=LENGTHS, width=5):

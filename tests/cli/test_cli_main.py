@@ -102,7 +102,20 @@ def test_dry_run_of_pools_and_nodes(config: str, capsys: pytest.CaptureFixture[s
     assert main(["train", config, *ranks, "--dry-run", "--ranks-per-node", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "critic    t1p2d1" in "\n".join(lines)
-    assert lines[-1].split() == ["5", "1", "1", "-", "0,1,0", "-", "-"]
+    assert lines[-1].split() == ["5", "1", "1", "-", "0,1,0", "-"]
+
+
+def test_dry_runs_show_what_the_command_has(
+    config: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pretraining has one role and texts; an evaluation rolls out and takes no steps."""
+    texts = ["algorithm.global_batch_size=24", "data.prompt_column=label"]
+    assert main(["pretrain", config, "--dry-run", *texts]) == 0
+    shown = capsys.readouterr().out
+    assert "a step: 24 texts" in shown and "rollout" not in shown and "critic" not in shown
+    assert main(["eval", config, "--dry-run", f"data.eval_path={made / 'train.jsonl'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "rollout" in shown and "a step" not in shown and "critic" not in shown
 
 
 def test_bad_input_is_one_message_and_status_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -325,6 +326,37 @@ def test_a_model_that_is_not_supported(
     refused(["actor.model.path", str(own / "model"), *words], own, files=False)
 
 
+def test_a_sliding_window_shorter_than_a_sample(own: Path) -> None:
+    change_config(own / "model", sliding_window=100)
+    refused(["64 = 128 tokens", "sliding_window of 100"], own, files=False)
+    check(own, "data.max_prompt_length=36", files=False)
+    change_config(own / "model", use_sliding_window=False)
+    check(own, files=False)
+
+
+def test_engines_that_cannot_do_it(own: Path) -> None:
+    two = "rollout.tensor_parallel_size=2"
+    refused(["tensor_parallel_size is 2", "transformers"], own, "rollout.engine=transformers", two)
+    scripted = ["rollout.engine=scripted", f"rollout.engine_args.script={own / 'script.jsonl'}"]
+    refused(["rollout.engine_args.script", "jsonl"], own, *scripted)
+    (own / "script.jsonl").write_text("")
+    refused(["weight_sync.canary is true"], own, *scripted)
+    check(own, *scripted, "weight_sync.canary=false")
+
+
+@pytest.mark.parametrize(
+    ("package", "key"), [("vllm", "rollout.engine"), ("tensorboard", "observe.use_tensorboard")]
+)
+def test_packages_that_are_missing(
+    own: Path, package: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == package else found(name, *a)
+    )
+    refused([key, "not installed"], own)
+
+
 def test_a_config_json_that_is_no_json(own: Path) -> None:
     (own / "model/config.json").write_text("{")
     refused(["actor.model.path", "config.json is not JSON"], own)
@@ -374,8 +406,13 @@ def test_an_index_that_names_a_missing_shard(own: Path) -> None:
     index = own / "model/model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "shard-2.safetensors"}}))
     refused(["actor:", "shard-2.safetensors is missing"], own)
-    index.write_text("{")
-    refused(["actor:", "index.json cannot be read"], own)
+    for content in ("{", "[]", '{"weight_map": ["model.norm.weight"]}'):
+        index.write_text(content)
+        refused(["actor:", "index.json: cannot be read"], own)
+    names = load_file(str(own / "model/model.safetensors"))
+    save_file({"other": torch.zeros(1)}, str(own / "model/shard-1.safetensors"))
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "shard-1.safetensors")}))
+    refused(["actor:", "shard-1.safetensors", "is not in it", "the index says so"], own)
 
 
 def test_fresh_models_need_no_weights_but_their_own_settings(own: Path) -> None:

@@ -104,8 +104,6 @@ def exchange_facts(rank: Rank) -> tuple[Any, ...]:
         control.gather({"rank": rank.rank, "text": "x" * rank.rank * 100}),
         control.agree({"a": rank.rank + 0.5, f"only{rank.rank}": 2.0}),
         control.sum(torch.tensor([1.0, float(rank.rank)])).tolist(),
-        control.all_true(True),
-        control.all_true(rank.rank != 1),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from megarl.errors import RunError
 from megarl.observe.metrics_file import read_metrics
 from megarl.train.build import build_run
 from megarl.train.driver import train
-from megarl.train.phases import generate, score, sync_weights
+from megarl.train.phases import compute_advantages, generate, score, sync_weights, update
 
 
 def train_run(
@@ -49,6 +50,7 @@ def train_with_a_stale_replica(
     )
     rank.kept["engine"] = run.rollout.engine
     sync_weights(run)
+    run.actor.weight_version += 1  # as an update would
     with mock.patch.object(run.weight_sync, "_canary", None):
         engine = run.rollout.engine
         missed = rank.rank >= rollout_tp
@@ -56,8 +58,36 @@ def train_with_a_stale_replica(
             sync_weights(run)
     if missed:
         engine.commit(1)
+    return _refusal(lambda: score(run, generate(run, run.next_prompts())))
+
+
+def train_without_the_second_sync(rank: Rank, config: Config, path: str, actor: RoleSpec) -> str:
+    """One whole step but for the sync at its end; what the next step raises."""
+    plan = run_plan(path, actor, actor, actor)
+    run = build_run(config, plan, rank.universe, rank.control)
+    sync_weights(run)
+    update(run, compute_advantages(run, score(run, generate(run, run.next_prompts()))))
+    return _refusal(lambda: score(run, generate(run, run.next_prompts())))
+
+
+def train_on_broken(rank: Rank, config: Config, path: str, actor: RoleSpec, what: str) -> str:
+    """What a run raises whose `what` (weights, gradients, nothing) is broken."""
+    plan = run_plan(path, actor)
+    run = build_run(config, plan, rank.universe, rank.control)
+    if what == "weights":
+        for parameter in run.actor.engine.parameters().values():
+            parameter.data.fill_(float("nan"))
+    scale = mock.patch(
+        "megarl.models.schedule.undo_schedule_scale", lambda loss, scale: loss * float("inf")
+    )
+    with scale if what == "gradients" else nullcontext():
+        return _refusal(lambda: train(run))
+
+
+def _refusal(work: Callable[[], object]) -> str:
+    """The message of the RunError that `work` raises."""
     try:
-        score(run, generate(run, run.next_prompts()))
+        work()
     except RunError as error:
         return str(error)
     return ""

@@ -61,7 +61,7 @@ class Worker:
         prepare_process(launch)
         named = [Pool(f"pool{index}", ranks) for index, ranks in enumerate(pools)]
         universe = Universe(launch, named, timeout_s)
-        self._rank = Rank(universe, Control(universe, lambda sequence, verb: None))
+        self._rank = Rank(universe, Control(universe, lambda *_: None))
 
     def run(self, module: str, name: str, args: tuple[Any, ...]) -> Any:
         """Run a job."""

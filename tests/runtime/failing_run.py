@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megarl.config.schema import RunConfig
 from megarl.errors import ConfigError
 from megarl.train.main import Session
 
@@ -28,12 +29,14 @@ def main(scenario: str, folder: Path) -> None:
     """Run one scenario."""
     pools = ((0, 1, 2, 3),) if scenario == "vllm" else ((0, 1), (2, 3))
     plan: Any = SimpleNamespace(pools=pools)
-    with Session(plan, timeout_s=120.0, stall_timeout_s=2.0) as session:
+    config = RunConfig(dir=str(folder), timeout_s=120.0, stall_timeout_s=2.0)
+    with Session(plan, config) as session:
         rank, name = session.universe.rank, session.universe.launch.run_id
         (SHARED_MEMORY / f"test-megarl-{name}-{rank}").write_text("x")
         (folder / f"{rank}.ready").write_text(f"{os.getpid()} {name}")
         session.control.enter("first")
         session.universe.barrier()
+        session.control.step = 4
         session.control.enter("second")
         SCENARIOS[scenario](session, rank, folder)
 

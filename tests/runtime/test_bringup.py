@@ -18,6 +18,7 @@ TORCHRUN = {
 SLURM = {
     "SLURM_PROCID": "3",
     "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_LOCALID": "1",
     "SLURM_JOB_NODELIST": "gpu[003-007,012],cpu1",
     "SLURM_JOB_ID": "41234",
@@ -42,7 +43,10 @@ def test_srun() -> None:
 def test_alone() -> None:
     launch = read_launch({})
     assert (launch.rank, launch.world_size, launch.launcher) == (0, 1, "alone")
-    assert read_launch({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}).launcher == "alone"
+    one = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}
+    assert read_launch(one).launcher == "alone"
+    batch_script = {key: value for key, value in SLURM.items() if "STEP" not in key}
+    assert read_launch(batch_script | {"SLURM_PROCID": "0"}).launcher == "alone"
 
 
 def test_half_of_torchruns_variables_is_refused() -> None:

@@ -161,7 +161,7 @@ def test_a_run_that_ends_in_order(started: Started) -> None:
 def test_a_raise_on_one_rank(started: Started) -> None:
     start_plain(started, "raise")
     assert started.seconds_until_gone() < LIMIT_S
-    check_cause(started, "rank 2 failed at verb 2 (second)", "ValueError: sample 17 is bad")
+    check_cause(started, "rank 2 failed at step 4, verb 2 (second)", "ValueError: sample 17 is bad")
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_raise_under_torchrun(started: Started) -> None:
     start_torchrun(started, "raise")
     assert started.seconds_until_gone() < LIMIT_S
     said = [line for line in started.output().splitlines() if line.startswith("megarl: ")]
-    assert said and all("rank 2 failed at verb 2 (second)" in line for line in said)
+    assert said and all("rank 2 failed at step 4, verb 2 (second)" in line for line in said)
     assert started.agent is not None and started.agent.returncode != 0
     assert started.left_in_shared_memory() == []
 
@@ -236,4 +236,6 @@ def test_sigterm_from_outside(started: Started) -> None:
 def test_a_raise_inside_vllm(started: Started, tiny: TinyModels) -> None:
     start_plain(started, "vllm", {"TEST_MODEL": tiny("llama")})
     assert started.seconds_until_gone() < LIMIT_S
-    check_cause(started, "rank 3 failed at verb 3 (generate)", "RuntimeError: the engine broke")
+    check_cause(
+        started, "rank 3 failed at step 4, verb 3 (generate)", "RuntimeError: the engine broke"
+    )

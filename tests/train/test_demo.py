@@ -36,6 +36,8 @@ def test_it_leaves_model_answers_curves_and_metrics(finished: Path) -> None:
     for name in ("curves.png", "report.txt", "config.yaml", "model/model.safetensors"):
         assert (run / name).stat().st_size > 0, name
     assert list(run.glob("events.out.tfevents.*"))
+    for rank in range(4):
+        assert "update_actor, step 2" in (run / "logs" / f"rank_{rank}.log").read_text()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "reward_mean" in row]
     assert [row["step"] for row in steps] == [1, 2]
@@ -57,7 +59,7 @@ def test_phases_make_up_the_step(finished: Path) -> None:
     for row in (row for row in map(json.loads, lines) if "reward_mean" in row):
         phases = {name: v for name, v in row.items() if name.startswith("timing_s/")}
         step = phases.pop("timing_s/step")
-        assert 0.9 * step < sum(phases.values()) <= 1.001 * step
+        assert 0.97 * step < sum(phases.values()) <= 1.001 * step
 
 
 def test_a_second_start_does_nothing_again(finished: Path) -> None:

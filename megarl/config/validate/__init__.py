@@ -1,7 +1,8 @@
 """Every check that needs more than one setting, before any process group exists.
 
-`choices` looks at the settings alone, `meshes` at ranks, meshes and model shapes, `files` at
-checkpoints, tokenizer, data sets and the reward. None of them imports Megatron or vLLM.
+`choices` looks at the settings alone, `meshes` at ranks, meshes and model shapes, `engines` at what
+is installed, `files` at checkpoints, tokenizer, data sets and the reward. None of them imports
+Megatron or vLLM.
 """
 
 from megarl.config.validate.run import Purpose, validate

@@ -56,6 +56,13 @@ def check_lengths(config: Config, plan: RunPlan) -> None:
             f"{data.max_response_length} = {longest} tokens; the model in {plan.actor.path} takes "
             f"max_position_embeddings {allowed}: shorten them"
         )
+    window = plan.actor.hf.get("sliding_window")
+    if plan.actor.hf.get("use_sliding_window", True) and window and longest > window:
+        raise ConfigError(
+            f"data.max_prompt_length {data.max_prompt_length} + data.max_response_length "
+            f"{data.max_response_length} = {longest} tokens; the model in {plan.actor.path} has a "
+            f"sliding_window of {window}, which Megatron's layers here do not have: shorten them"
+        )
 
 
 def _fitting(samples: int, wanted: int, group: int) -> str:

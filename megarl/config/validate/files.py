@@ -64,11 +64,6 @@ def _check_weights(name: str, role: RolePlan) -> None:
         raise DataError(
             f"{name}: {error} (or set {name}.model.fresh=true for new random weights)"
         ) from None
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"{name}: {role.path}: model.safetensors.index.json cannot be read: {error}; copy it "
-            "again"
-        ) from None
 
 
 def _tokenizer(role: RolePlan) -> Any:

@@ -9,6 +9,7 @@ from megarl.config.schema import Config
 from megarl.config.validate.batches import check_groups, check_lengths, check_replicas
 from megarl.config.validate.choices import check_names, check_numbers
 from megarl.config.validate.contradictions import check_contradictions
+from megarl.config.validate.engines import check_engine, check_logger
 from megarl.config.validate.files import check_data, check_folders, check_run_folder
 from megarl.config.validate.meshes import make_plan
 from megarl.config.validate.models import read_models
@@ -36,6 +37,9 @@ def validate(
         check_replicas(config, plan)
     check_lengths(config, plan)
     if files:
+        if purpose != "pretrain":
+            check_engine(config)
+        check_logger(config)
         check_run_folder(config)
         check_folders(config, plan)
         check_data(config, plan, purpose)

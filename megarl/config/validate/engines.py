@@ -1,0 +1,49 @@
+"""Rollout engine and logger: are they here, and can they do what is asked?"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from megarl.config.schema import Config
+from megarl.errors import ConfigError
+
+
+def check_engine(config: Config) -> None:
+    """ConfigError where the rollout engine is missing, or lacks what the run asks of it."""
+    rollout = config.rollout
+    if rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "rollout.engine is vllm, which is not installed: `make venv` installs the pinned one; "
+            "or take rollout.engine=transformers, which is slow"
+        )
+    if rollout.engine == "transformers" and rollout.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size}: the transformers "
+            "engine has one rank per replica; set it to 1, or take vllm"
+        )
+    if rollout.engine == "scripted":
+        _check_script(config)
+
+
+def check_logger(config: Config) -> None:
+    """ConfigError where TensorBoard files are wanted and tensorboard is not installed."""
+    if config.observe.use_tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "observe.use_tensorboard is true and tensorboard is not installed: pip install "
+            "tensorboard, or set observe.use_tensorboard=false"
+        )
+
+
+def _check_script(config: Config) -> None:
+    script = config.rollout.engine_args.get("script")
+    if not script or not Path(script).is_file():
+        raise ConfigError(
+            f"rollout.engine_args.script is {script!r}: rollout.engine scripted answers from a "
+            "jsonl file; give its path"
+        )
+    if config.weight_sync.canary:
+        raise ConfigError(
+            "weight_sync.canary is true and rollout.engine scripted has no log-probs of its own: "
+            "set weight_sync.canary=false"
+        )
