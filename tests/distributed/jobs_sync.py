@@ -246,6 +246,19 @@ def _keep_prefix_cache(rank: Rank, stage: Stage) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _break_after_the_digests(rank: Rank, stage: Stage) -> Iterator[None]:
+    """A commit that spoils a parameter: only the canary can see it."""
+    engine, commit = stage.rollout.engine, stage.rollout.engine.commit
+
+    def spoiling(version: int) -> None:
+        engine._model.model.norm.weight.data.mul_(30)
+        commit(version)
+
+    with mock.patch.object(engine, "commit", spoiling):
+        yield
+
+
 def _skip_repack(which: str) -> Callable[[Rank, Stage], Any]:
     @contextmanager
     def skip(rank: Rank, stage: Stage) -> Iterator[None]:
@@ -269,6 +282,7 @@ SABOTAGE: dict[str, Callable[[Rank, Stage], Any]] = {
     "skipped sync": _skip_movement,
     "one wrong element": _corrupt_one_element,
     "prefix cache left alone": _keep_prefix_cache,
+    "spoilt after its digest": _break_after_the_digests,
     "packed layer left old": _skip_repack("model.layers.2.mlp.down_proj"),
     "tied head left old": _skip_repack("model.embed_tokens"),
 }

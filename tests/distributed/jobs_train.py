@@ -28,7 +28,7 @@ def train_run(
     rollout_tp: int,
     reward: tuple[str, RoleSpec] | None = None,
 ) -> dict[int, dict[str, float]] | None:
-    """Train from start to end; step -> metrics, on universe rank 0."""
+    """Train from start to end; step -> metrics from step 1 on, on universe rank 0."""
     plan = run_plan(path, actor, critic, reference, rollout_tp, reward)
     run = build_run(config, plan, rank.universe, rank.control)
     train(run)
@@ -38,6 +38,7 @@ def train_run(
         return None
     run.books.logger.close()
     found: dict[int, dict[str, Any]] = read_metrics(f"{config.run.dir}/metrics.jsonl")
+    assert found.pop(0) == {"data/prompts": len(run.prompts), "data/prompts_dropped": 0}
     return found
 
 

@@ -60,6 +60,7 @@ EXPECTED = {
     "skipped sync": "did not arrive",
     "one wrong element": "did not arrive",
     "prefix cache left alone": "prefix cache still holds",
+    "spoilt after its digest": "of the canary log-prob",
     "packed layer left old": "model.layers.2.mlp.down_proj",
     "tied head left old": "model.embed_tokens",
 }
