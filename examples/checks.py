@@ -1,4 +1,4 @@
-"""Checks of an exported model with the libraries its users have: transformers and a fresh vLLM."""
+"""An exported model in the libraries its users have: transformers and a fresh vLLM."""
 
 from __future__ import annotations
 
@@ -28,6 +28,30 @@ def check_against_transformers(
     return float((theirs - torch.tensor(list(logprobs))).abs().max())
 
 
+def chat(model: Path, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    """transformers' greedy answers to chat questions, one at a time.
+
+    An answer that does not end by itself has "..." at its end.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    answers = []
+    for question in questions:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        output = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        ended = int(new[-1]) == tokenizer.eos_token_id
+        answers.append(tokenizer.decode(new, skip_special_tokens=True) + "..." * (not ended))
+    return answers
+
+
 def check_fresh_vllm(model: Path, answers: Path) -> dict[str, int]:
     """How many greedy answers a new vLLM process gives token for token as in `answers` (jsonl)."""
     result = model.parent / "fresh-vllm.json"
@@ -49,7 +73,7 @@ def answer_again(model: str, answers: str, result: str) -> None:
     llm = LLM(model, dtype=dtype, enforce_eager=True, max_model_len=256, **on_cpu)
     longest = max(len(row["token_ids"]) for row in rows)
     greedy = SamplingParams(temperature=0.0, max_tokens=longest)
-    outputs = llm.generate([row["prompt"] for row in rows], greedy, use_tqdm=False)
+    outputs = llm.generate([row["prompt"] for row in rows], greedy, use_tqdm=sys.stderr.isatty())
     pairs = zip(rows, outputs, strict=True)
     same = sum(row["token_ids"] == list(out.outputs[0].token_ids) for row, out in pairs)
     Path(result).write_text(json.dumps({"same": same, "asked": len(rows)}))

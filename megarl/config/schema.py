@@ -145,8 +145,10 @@ class DataConfig:
     """jsonl or parquet file with held-out prompts; empty: no evaluation."""
     prompt_column: str = "prompt"
     """Column with the prompt: text, or a list of chat messages."""
-    label_column: str = "label"
-    """Column with the reference answer (dotted paths reach into objects)."""
+    apply_chat_template: bool = False
+    """Send plain text through the chat template too, as one user message."""
+    label_column: str | None = "label"
+    """Column with the reference answer (dotted paths reach into objects); None: there is none."""
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512
@@ -239,6 +241,8 @@ class RewardConfig:
     """The reward model's mesh; None: the actor's."""
     model_coef: float = 1.0
     """What the reward model's score is multiplied by."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the reward of a response that was cut off before it ended by itself."""
     success_reward: float = 1.0
     """Reward from which an answer that ended by itself counts as right in evaluation."""
 

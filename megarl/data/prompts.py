@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from megarl.config.schema import DataConfig
 from megarl.data.rows import MISSING, Row, column_names, lookup, read_rows
 from megarl.errors import DataError
 from megarl.types import Prompt
@@ -52,6 +53,22 @@ class PromptDataset(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> tuple[Prompt, ...]: ...
     def __getitem__(self, index: int | slice) -> Prompt | tuple[Prompt, ...]:
         return self.prompts[index]
+
+
+def configured_prompts(
+    config: DataConfig, path: str | Path, tokenizer: Tokenizer, limit: int | None = None
+) -> PromptDataset:
+    """The prompts of a file in the run's columns; DataError as in `load_prompts`."""
+    return load_prompts(
+        path,
+        tokenizer,
+        max_prompt_length=config.max_prompt_length,
+        prompt_key=config.prompt_column,
+        label_key=config.label_column,
+        source_key=config.source_column,
+        apply_chat_template=config.apply_chat_template,
+        limit=limit,
+    )
 
 
 def load_prompts(

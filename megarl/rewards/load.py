@@ -17,7 +17,7 @@ from typing import Any, cast
 from megarl.config.schema import RewardConfig
 from megarl.errors import ConfigError
 from megarl.rewards.base import RewardFunction
-from megarl.rewards.verifiers import BUILT_IN
+from megarl.rewards.verifiers import BUILT_IN, NEED_LABELS
 
 ENTRY_POINT_GROUP = "megarl.rewards"
 
@@ -26,12 +26,19 @@ DEFAULT = "exact_match"
 """Of a run that names neither a function nor a reward model."""
 
 
-def configured_reward(config: RewardConfig) -> tuple[str, RewardFunction] | None:
+def configured_reward(
+    config: RewardConfig, label_column: str | None
+) -> tuple[str, RewardFunction] | None:
     """Name and function of a run's reward; None where a reward model alone decides.
 
-    ConfigError as in `load_reward`.
+    ConfigError as in `load_reward`, and for a reward that needs labels where the data has none.
     """
     name = config.function or (None if config.model.path else DEFAULT)
+    if name in NEED_LABELS and label_column is None:
+        raise ConfigError(
+            f"reward.function is {name}, which compares with labels, and data.label_column is "
+            "null: name the column, or take a reward that needs none"
+        )
     return (name, load_reward(name, **dict(config.kwargs))) if name else None
 
 

@@ -142,3 +142,6 @@ BUILT_IN: dict[str, Callable[..., Any]] = {
     "reasoning_gym": ReasoningGym,
 }
 """Name in the config -> its maker, which takes the reward's options."""
+
+NEED_LABELS = frozenset({"exact_match", "numeric_match", "number_answer"})
+"""Built-in rewards that compare with the data's label."""

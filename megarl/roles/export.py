@@ -6,6 +6,7 @@ one shard, whatever the model's size.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -44,16 +45,18 @@ def export_hf(
     whole = file_placement(shape)
     shards = list(shard_tensors(hf_tensors(shape), dtype.itemsize, max_shard_bytes))
     writing = universe.rank == writer_rank
-    writer = FolderWriter(folder, template, len(shards)) if writing else None
-    for shard in shards:
-        wanted = tuple(piece for piece in whole if piece.tensor in shard)
-        plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
-        names = shard.items() if writing else ()
-        buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
-        mover = Resharder(universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20)
-        mover.run(verify=True)
+    opened = FolderWriter(folder, template, len(shards)) if writing else nullcontext()
+    with opened as writer:
+        for shard in shards:
+            wanted = tuple(piece for piece in whole if piece.tensor in shard)
+            plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
+            names = shard.items() if writing else ()
+            buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
+            Resharder(universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20).run(
+                verify=True
+            )
+            if writer is not None:
+                writer.write(buffers)
         if writer is not None:
-            writer.write(buffers)
-    if writer is not None:
-        writer.finish(dtype)
+            writer.finish(dtype)
     universe.barrier()

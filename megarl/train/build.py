@@ -14,7 +14,7 @@ from megarl.algorithms.kl import kl_controller
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.order import PromptOrder
-from megarl.data.prompts import PromptDataset, load_prompts
+from megarl.data.prompts import PromptDataset, configured_prompts
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
@@ -89,8 +89,10 @@ class Builder:
         config, role, model = self.config.reward, self.plan.reward, None
         if role is not None:
             model = self.role("reward", RewardModel, role, config.model, None, 1)
-        function = configured_reward(config)
-        return Scorer(self.universe, control, function, model, config.model_coef)
+        function = configured_reward(config, self.config.data.label_column)
+        return Scorer(
+            self.universe, control, function, model, config.model_coef, config.missing_eos_penalty
+        )
 
     def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:
         """The rollout role with this rank's engine."""
@@ -259,15 +261,7 @@ def read_prompts(config: Config, tokenizer: Any, path: str) -> PromptDataset:
     """The prompts of one file; none for an empty path."""
     if not path:
         return PromptDataset((), 0)
-    data = config.data
-    return load_prompts(
-        path,
-        tokenizer,
-        max_prompt_length=data.max_prompt_length,
-        prompt_key=data.prompt_column,
-        label_key=data.label_column,
-        source_key=data.source_column,
-    )
+    return configured_prompts(config.data, path, tokenizer)
 
 
 def stop_tokens(path: str, tokenizer: Any) -> tuple[int, ...]:

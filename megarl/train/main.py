@@ -16,11 +16,15 @@ from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
 from megarl.runtime.environment import set_variables, this_launch
+from megarl.runtime.warnings_filter import silence_known_warnings
 from megarl.runtime.watch import Watch, sweep_shared_memory
 
 
 def prepare_process(launch: Launch) -> None:
     """Bind the device; on a CPU give Megatron its stand-in for torch.cuda."""
+    silence_known_warnings()
+    # Megatron's overlap of communication with sequence parallelism counts on one queue.
+    set_variables({"CUDA_DEVICE_MAX_CONNECTIONS": "1"}, keep_given=True)
     bind_device(launch.local_rank)
     if not on_cuda():
         keep_freed_memory()

@@ -156,10 +156,10 @@ def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
                 advantages = whiten(advantages, scored.actor.mask, sums)
         critic_returns = _actor_to_critic(run, scored, returns)
         kl = run.control.agree({"kl": kl_sum})["kl"] / max(sum(scored.rows.response_length), 1)
-        run.kl_controller.update(kl, len(scored.table))
     metrics = _table_metrics(scored.table)
     if run.reference is not None:
         metrics |= {"actor/ref_kl": kl, "actor/kl_coef": run.kl_controller.value}
+    run.kl_controller.update(kl, len(scored.table))
     return AdvantageStep(scored, advantages, critic_returns, metrics)
 
 

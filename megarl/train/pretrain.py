@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
-from megarl.data.rows import MISSING, column_names, lookup, read_rows
-from megarl.errors import DataError
+from megarl.data.texts import read_texts
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.micro_batch import LossInputs, MicroBatch
@@ -36,7 +34,10 @@ def pretrain(config: Config, plan: RunPlan, universe: Universe, control: Control
     optimizer step sees algorithm.global_batch_size of them. The probe holds a text's tokens and
     their log-probs by Megatron, to compare the written model with.
     """
-    texts = read_texts(config, plan.actor.path)
+    tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
+    data = config.data
+    longest = data.max_prompt_length + data.max_response_length
+    texts = read_texts(data.train_path, data.prompt_column, tokenizer, longest)
     actor: Actor = Builder(config, plan, universe).role(
         "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, config.run.steps
     )
@@ -49,22 +50,6 @@ def pretrain(config: Config, plan: RunPlan, universe: Universe, control: Control
     if universe.rank == 0:
         content = {"token_ids": probe, "logprobs": logprobs[0]}
         (folder / "probe.json").write_text(json.dumps(content))
-
-
-def read_texts(config: Config, tokenizer_path: str) -> list[Tensor]:
-    """int64 token ids of every text, closed by the end-of-text token, cut to the longest length."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    column = config.data.prompt_column
-    texts: list[str] = []
-    for place, row in read_rows(Path(config.data.train_path)):
-        text = lookup(row, column)
-        if text is MISSING:
-            raise DataError(f"{place}: no column {column!r}; it has {', '.join(column_names(row))}")
-        texts.append(str(text))
-    longest = config.data.max_prompt_length + config.data.max_response_length
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = tokenizer(texts, add_special_tokens=True)["input_ids"]
-    return [torch.tensor((one + end)[:longest]) for one in ids]
 
 
 def _train(

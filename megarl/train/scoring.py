@@ -29,6 +29,7 @@ class Scorer:
     """Its name, and the function."""
     model: RewardModel | None
     model_coef: float = 1.0
+    missing_eos_penalty: float = 0.0
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Reward of each of this rank's rollouts, in order; all ranks call it together.
@@ -39,11 +40,14 @@ class Scorer:
         if self.function is not None:
             name, function = self.function
             rewards = score_function(function, name, rollouts)
-        if self.model is None:
-            return rewards
-        said = _ask_model(self.universe, self.control, self.model, rollouts)
+        if self.model is not None:
+            said = _ask_model(self.universe, self.control, self.model, rollouts)
+            rewards = [
+                reward + self.model_coef * _finite(said[one.request.row], one)
+                for reward, one in zip(rewards, rollouts, strict=True)
+            ]
         return [
-            reward + self.model_coef * _finite(said[one.request.row], one)
+            reward - self.missing_eos_penalty * (one.finish_reason != "stop")
             for reward, one in zip(rewards, rollouts, strict=True)
         ]
 

@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from safetensors.torch import save_file
@@ -45,7 +47,10 @@ def shard_tensors(
 
 
 class FolderWriter:
-    """Writes shards into `<folder>.partial` and renames it when `finish` is called."""
+    """Writes shards into `<folder>.partial` and renames it when `finish` is called.
+
+    Use as `with FolderWriter(...) as writer`: an exception inside removes what was written.
+    """
 
     def __init__(self, folder: str | Path, template: str | Path, num_shards: int) -> None:
         self._folder = Path(folder)
@@ -58,6 +63,18 @@ class FolderWriter:
         self._num_shards = num_shards
         self._map: dict[str, str] = {}
         self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the next shard."""

@@ -238,6 +238,10 @@ SETTINGS = {
         ["use_kl_loss is true", "kl_loss_coef is 0"],
         ["algorithm.use_kl_loss=true", "algorithm.kl_loss_coef=0"],
     ),
+    "a bonus for being cut off": (
+        ["reward.missing_eos_penalty is -0.5"],
+        ["reward.missing_eos_penalty=-0.5"],
+    ),
     "adaptive from 0": (
         ["kl_ctrl.type is adaptive", "kl_coef is 0"],
         ["algorithm.kl_ctrl.type=adaptive"],
@@ -464,6 +468,12 @@ def test_rewards_that_cannot_be_had(own: Path) -> None:
         f"reward.function={own / 'mine.py'}:score",
     )
     refused(["reward.function", "tolerence"], own, "reward.kwargs.tolerence=1")
+    words = ["reward.function is exact_match", "data.label_column is null", "name the column"]
+    refused(words, own, "data.label_column=null")
+    (own / "mine.py").write_text(
+        "def score(prompts, responses):\n    return [0.0] * len(prompts)\n"
+    )
+    check(own, "data.label_column=null", f"reward.function={own / 'mine.py'}:score")
 
 
 def test_a_run_folder_that_is_a_file(own: Path) -> None:

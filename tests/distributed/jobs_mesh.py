@@ -37,7 +37,7 @@ def global_getters(rank: Rank, layouts: dict[str, MeshLayout]) -> dict[str, Any]
 
 
 def _answers() -> dict[str, Any]:
-    """Getter -> what it answers: the ranks of a group, or a number; raising ones are left out."""
+    """Getter -> its answer: ranks of a group, a number or None; raising ones are left out."""
     from megatron.core import parallel_state
 
     found: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def _answers() -> dict[str, Any]:
             continue
         if isinstance(answer, dist.ProcessGroup):
             answer = tuple(dist.get_process_group_ranks(answer))
-        if isinstance(answer, int | tuple):
+        if answer is None or isinstance(answer, int | tuple):
             found[name] = answer
     return found
 

@@ -15,6 +15,8 @@ from megarl.train.build import Builder
 from megarl.train.scoring import Scorer
 from megarl.types import Prompt, Rollout
 
+EOS_PENALTY = 0.75
+
 
 def scores(
     rank: Rank,
@@ -60,4 +62,5 @@ def _scorer(
     def constant(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         return [function] * len(prompts)
 
-    return Scorer(rank.universe, rank.control, ("constant", constant), found.model, model_coef)
+    given = ("constant", constant), found.model, model_coef, EOS_PENALTY
+    return Scorer(rank.universe, rank.control, *given)

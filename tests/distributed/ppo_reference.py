@@ -1,8 +1,9 @@
 """PPO in plain torch on transformers models: no Megatron, no planner, one sequence at a time.
 
 Written from the papers and the settings' documentation (config/schema.py): GAE, k1 penalty to the
-reference in the reward, whitening over the step, clipped policy and value losses as token means,
-entropy bonus, AdamW with clipped gradients. One mini-batch per epoch, so no order is left open.
+reference in the reward (its weight fixed or adaptive) and k3 in the loss, whitening over the step,
+clipped policy and value losses as token means, entropy bonus, critic warm-up, AdamW with clipped
+gradients. One mini-batch per epoch, so no order is left open.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class PlainPPO:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._config, self._algorithm = config, config.algorithm
+        self._kl_coef = config.algorithm.kl_coef
         self._actor: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self._reference = copy.deepcopy(self._actor)
         self._critic = copy.deepcopy(self._actor.model)
@@ -66,11 +68,24 @@ class PlainPPO:
         spread = (flat.var() + 1e-8).sqrt()
         white = [(advantages - flat.mean()) / spread for advantages, _ in pairs]
         metrics = {"actor/ref_kl": float(torch.cat(kl).mean())}
+        metrics["actor/kl_coef"] = self._kl_coef
+        self._steer(metrics["actor/ref_kl"], len(rows))
         metrics |= self._update("critic", self._critic_parameters(), lambda: self._value_loss(
             rows, values, [returns for _, returns in pairs]))  # fmt: skip
-        metrics |= self._update("actor", list(self._actor.parameters()), lambda: self._policy_loss(
-            rows, old, white))  # fmt: skip
+        if step >= self._algorithm.critic_warmup:
+            metrics |= self._update(
+                "actor",
+                list(self._actor.parameters()),
+                lambda: self._policy_loss(rows, old, ref, white),
+            )
         return metrics
+
+    def _steer(self, kl: float, samples: int) -> None:
+        """Set the weight of the penalty from the next step on."""
+        control = self._algorithm.kl_ctrl
+        if control.type == "adaptive":
+            error = kl / control.target_kl - 1
+            self._kl_coef *= 1 + max(-0.2, min(error, 0.2)) * samples / control.horizon
 
     def _rows(self, step: int) -> list[tuple[list[int], list[int]]]:
         rows = []
@@ -94,7 +109,7 @@ class PlainPPO:
         return out
 
     def _gae(self, score: float, kl: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        rewards = -self._algorithm.kl_coef * kl
+        rewards = -self._kl_coef * kl
         rewards[-1] += score
         after = torch.cat([values[1:], torch.zeros(1)])
         delta = rewards + self._algorithm.gamma * after - values
@@ -106,7 +121,7 @@ class PlainPPO:
         return advantages, advantages + values
 
     def _policy_loss(
-        self, rows: list[Any], old: list[Tensor], advantages: list[Tensor]
+        self, rows: list[Any], old: list[Tensor], ref: list[Tensor], advantages: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         scored = [self._policy(self._actor, *row) for row in rows]
         logp, entropy = (torch.cat(x) for x in zip(*scored, strict=True))
@@ -114,6 +129,9 @@ class PlainPPO:
         clip = self._algorithm.clip_ratio
         surrogate = torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a).mean()
         loss = -surrogate - self._algorithm.entropy_coef * entropy.mean()
+        if self._algorithm.use_kl_loss:
+            away = torch.cat(ref) - logp
+            loss = loss + self._algorithm.kl_loss_coef * (away.exp() - 1 - away).mean()
         kl = (torch.cat(old) - logp).mean()
         return loss, {"actor/pg_loss": loss, "actor/entropy": entropy.mean(), "actor/ppo_kl": kl}
 

@@ -3,11 +3,12 @@
 Proven: losses, KL, entropy, values and gradient norms of actor and critic agree to 1e-5 over three
 steps of two epochs each, in which the policy leaves its reference and the critic its zeros. With
 test_layout_invariance this holds for every layout. Not shown: mini-batches (their order is our own
-choice), adaptive KL control, learning-rate schedules.
+choice), learning-rate schedules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,39 @@ from parts import RoleSpec
 from ppo_reference import plain_steps
 from tiny_models import TinyModels
 
+from megarl.config.schema import Config
 from megarl.mesh.layout import MeshLayout
 
 pytestmark = pytest.mark.dist
 
 
-def test_a_run_is_plain_ppo(cluster: Cluster, tiny: TinyModels, tmp_path: Path) -> None:
+def plain(config: Config) -> None:
+    """GAE, fixed KL penalty in the reward, entropy bonus."""
+
+
+def steered(config: Config) -> None:
+    """Adaptive penalty, a second one in the loss, and a first step for the critic alone."""
+    config.algorithm.kl_ctrl.type, config.algorithm.kl_ctrl.target_kl = "adaptive", 0.01
+    config.algorithm.kl_ctrl.horizon = 50
+    config.algorithm.use_kl_loss, config.algorithm.kl_loss_coef = True, 0.5
+    config.algorithm.critic_warmup = 1
+
+
+@pytest.mark.parametrize("change", [plain, steered])
+def test_a_run_is_plain_ppo(
+    change: Callable[[Config], None], cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
     write_fixed_rollouts(tmp_path)
     config = fixed_config(tmp_path, tmp_path / "run")
     config.algorithm.global_batch_size = 24
+    change(config)
     ranks = RoleSpec((0, 1, 2, 3), MeshLayout(tp=2, pp=2))
     found = cluster.run(4, train_run, config, tiny("llama"), ranks, ranks, ranks, 2)[0]
-    plain = cluster.run(1, plain_steps, tiny("llama"), tmp_path, config)[0]
+    expected = cluster.run(1, plain_steps, tiny("llama"), tmp_path, config)[0]
     for step in range(3):
-        for name, expected in plain[step].items():
-            difference = abs(found[step + 1][name] - expected)
-            assert difference <= 1e-5 * max(1.0, abs(expected)), f"step {step + 1} {name}"
+        assert ("actor/grad_norm" in found[step + 1]) == ("actor/grad_norm" in expected[step])
+        for name, value in expected[step].items():
+            difference = abs(found[step + 1][name] - value)
+            assert difference <= 1e-5 * max(1.0, abs(value)), f"step {step + 1} {name}"
+    if change is steered:
+        assert abs(found[3]["actor/kl_coef"] / config.algorithm.kl_coef - 1) > 0.1

@@ -8,7 +8,7 @@ from typing import Any
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
-from megarl.data.prompts import load_prompts
+from megarl.data.prompts import configured_prompts
 from megarl.data.rows import MISSING, column_names, lookup, read_rows
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import hf_tensors
@@ -45,7 +45,7 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         _check_texts(config)
         return
     try:
-        configured_reward(config.reward)
+        configured_reward(config.reward, config.data.label_column)
     except ConfigError as error:
         raise ConfigError(f"reward.function: {error}") from None
     for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
@@ -93,15 +93,7 @@ def _check_prompts(config: Config, tokenizer: Any, key: str) -> None:
         return
     limit = _row_limit(path)
     try:
-        prompts = load_prompts(
-            path,
-            tokenizer,
-            max_prompt_length=data.max_prompt_length,
-            prompt_key=data.prompt_column,
-            label_key=data.label_column,
-            source_key=data.source_column,
-            limit=limit,
-        )
+        prompts = configured_prompts(data, path, tokenizer, limit)
     except DataError as error:
         raise DataError(f"data.{key}: {error}") from None
     if key == "train_path" and limit is None and len(prompts) < data.rollout_batch_size:

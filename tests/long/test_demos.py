@@ -1,0 +1,38 @@
+"""The whole demos, as `make demo` and `make demo-smollm2` run them, in their time and memory."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
+
+
+def run_demo(folder: Path, module: str, seed: int) -> tuple[float, dict[str, float]]:
+    """Minutes it took, and the run's summary."""
+    command = [sys.executable, "-m", module, "--dir", str(folder), "--seed", str(seed)]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    minutes = (time.monotonic() - started) / 60
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = "train" if "smollm2" in module else "ppo"
+    return minutes, json.loads((folder / run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_demo(seed: int, tmp_path: Path) -> None:
+    minutes, summary = run_demo(tmp_path / "demo", "examples.demo", seed)
+    assert summary["accuracy_last"] - summary["accuracy_first"] >= 0.2
+    assert minutes <= 10
+    assert summary["peak_memory_gib"] <= 8
+
+
+def test_demo_smollm2(tmp_path: Path) -> None:
+    minutes, summary = run_demo(tmp_path / "demo", "examples.demo_smollm2", 0)
+    assert summary["accuracy_last"] - summary["accuracy_first"] >= 0.4
+    assert minutes <= 20
+    assert summary["peak_memory_gib"] <= 12
