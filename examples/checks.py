@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from examples.stages import run_python
 
 
@@ -18,6 +16,7 @@ def check_against_transformers(
     model: Path, token_ids: Sequence[int], logprobs: Sequence[float]
 ) -> float:
     """Largest difference between `logprobs` of tokens 1.. and those transformers computes, fp32."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -65,6 +64,7 @@ def answer_again(model: str, answers: str, result: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import torch
     from vllm import LLM, SamplingParams
 
     rows: list[dict[str, Any]] = [json.loads(line) for line in Path(answers).open()]

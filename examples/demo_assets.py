@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models
-from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
-
 from megarl.data.tasks import careless_text, write_task
 from megarl.data.texts import write_texts
 
@@ -47,6 +44,9 @@ def write_assets(
 
 def write_tokenizer(folder: Path) -> None:
     """A byte-pair tokenizer without merges: one token per character."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {character: index for index, character in enumerate(CHARACTERS)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()
@@ -57,6 +57,8 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_config(folder: Path) -> None:
     """A Llama of 1.1 M parameters."""
+    from transformers import GenerationConfig, LlamaConfig
+
     LlamaConfig(
         vocab_size=len(CHARACTERS),
         hidden_size=160,

@@ -161,6 +161,7 @@ def test_group_relative_without_critic_or_reference(train: Train) -> None:
     assert_same(both, alone)
 
 
+@pytest.mark.slow
 def test_tied_embeddings_stay_tied_over_stages(train: Train) -> None:
     """Tied embeddings are two copies under PP: their gradients are summed and they move as one."""
     alone = train(on_ranks(MeshLayout()), family="qwen3")

@@ -25,7 +25,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    done = demo(folder, "--steps", "2", "--pretrain", "30", "--wanted-points", "-100")
+    done = demo(folder, "--steps", "2", "--pretrain", "8", "--wanted-points", "-100")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
@@ -64,16 +64,16 @@ def test_phases_make_up_the_step(finished: Path) -> None:
 
 def test_a_second_start_does_nothing_again(finished: Path) -> None:
     stamp = (finished / "ppo" / "summary.json").stat().st_mtime_ns
-    done = demo(finished, "--steps", "2", "--pretrain", "30", "--wanted-points", "-100")
+    done = demo(finished, "--steps", "2", "--pretrain", "8", "--wanted-points", "-100")
     assert done.returncode == 0 and done.stdout.count("done before") == 5
     assert (finished / "ppo" / "summary.json").stat().st_mtime_ns == stamp
 
 
 def test_too_little_gain_is_exit_status_1(finished: Path) -> None:
-    done = demo(finished, "--steps", "2", "--pretrain", "30", "--wanted-points", "101")
+    done = demo(finished, "--steps", "2", "--pretrain", "8", "--wanted-points", "101")
     assert done.returncode == 1 and "less than 101 points" in done.stdout
 
 
 def test_other_settings_are_refused(finished: Path) -> None:
-    done = demo(finished, "--steps", "3", "--pretrain", "30")
+    done = demo(finished, "--steps", "3", "--pretrain", "8")
     assert done.returncode != 0 and "was made with" in done.stderr

@@ -42,7 +42,7 @@ def vllm_config(folder: Path, dtype: str) -> Config:
     return config
 
 
-@pytest.mark.parametrize("dtype", LOGPROB_DIFF)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_train_on_vllm(dtype: str, cluster: Cluster, tiny: TinyModels, tmp_path: Path) -> None:
     config = vllm_config(tmp_path, dtype)
     metrics = cluster.run(4, train_run, config, tiny("llama"), ACTOR, CRITIC, ACTOR, 2)[0]

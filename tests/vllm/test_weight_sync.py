@@ -32,7 +32,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("tp2pp2-to-tp1x4-cast", "pp2vpp2dp2-to-tp4")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES]
+)
 def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) -> None:
     """Two syncs with a training step between."""
     case, path = CASES[name], tiny(CASES[name].family)
