@@ -1,6 +1,6 @@
 """The main job on one machine: pretrain a small Llama, train it with PPO, check and report.
 
-    make demo        # or: python examples/demo.py [--seed 0] [--dir runs/demo] [--steps N]
+    make demo        # or: python -m examples.demo [--seed 0] [--dir runs/demo] [--steps N]
 
 Everything is real: Megatron-Core in TP2 x PP2, vLLM in TP2 x 2 replicas, four processes over gloo.
 Exit status 1 when held-out accuracy did not rise by 20 points.
@@ -52,7 +52,7 @@ def _pretrain(folder: Path, arguments: argparse.Namespace) -> None:
         f"run.dir={folder / 'pretrain'}",
         f"run.seed={arguments.seed}",
         f"actor.model.path={folder / 'assets'}",
-        f"data.train_path={folder / 'assets' / 'text.jsonl'}",
+        f"data.train_path={folder / 'assets' / 'texts.jsonl'}",
         *([f"run.steps={arguments.pretrain}"] if arguments.pretrain else []),
     )
 

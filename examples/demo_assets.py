@@ -34,12 +34,12 @@ def write_assets(
     write_task(train, TASKS, train_size, seed, prompt_format=PROMPT)
     write_task(heldout, TASKS, heldout_size, seed, prompt_format=PROMPT, split="heldout")
     entries = [json.loads(line) for line in train.read_text().splitlines()]
-    text = [
-        line
+    texts = [
+        row
         for copy in range(COPIES)
-        for line in careless_text(entries, EVASIVE, WRONG, seed=seed * COPIES + copy)
+        for row in careless_text(entries, EVASIVE, WRONG, seed=seed * COPIES + copy)
     ]
-    write_texts(folder / "text.jsonl", text)
+    write_texts(folder / "texts.jsonl", texts)
 
 
 def write_tokenizer(folder: Path) -> None:

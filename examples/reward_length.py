@@ -1,6 +1,6 @@
 """A reward of your own: the right answer, and the shorter the better.
 
-Use it with `reward: examples/reward_length.py:right_and_short`, or `...:shortness` alone.
+Use it with `reward.function=examples/reward_length.py:right_and_short`, or `...:shortness` alone.
 """
 
 

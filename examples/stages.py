@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from megarl.observe.report import show, summary_table
+from megarl.observe.summary import table_rows
 
 
 class Stages:
@@ -60,19 +60,10 @@ def final_table(
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     before, after = summary["accuracy_first"], summary["accuracy_last"]
     points = 100 * (after - before)
-    table = Table(title=title)
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, seconds in stages.seconds().items():
-        table.add_row(f"stage {name}", f"{seconds:.0f} s")
-    table.add_row("held-out accuracy before", f"{before:.3f}")
-    table.add_row("held-out accuracy after", f"{after:.3f}")
-    for name, text in extra.items():
-        table.add_row(name, text)
-    table.add_row("report", str(run / "report.txt"))
-    table.add_row("curves", str(run / "curves.png"))
-    table.add_row("TensorBoard", f"tensorboard --logdir {run}")
-    Console().print(table)
+    stage_rows = {f"stage {name}": f"{seconds:.0f} s" for name, seconds in stages.seconds().items()}
+    rows = {name: ("", text) for name, text in (stage_rows | dict(extra)).items()}
+    rows["report"], rows["curves"] = ("", str(run / "report.txt")), ("", str(run / "curves.png"))
+    show(summary_table(table_rows(summary) | rows, ("", "first", "last"), title))
     verdict = "rose" if points >= wanted_points else f"rose by less than {wanted_points:g} points"
     say(f"held-out accuracy {verdict}: {points:+.1f} points")
     return 0 if points >= wanted_points else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from megarl.errors import ConfigError
 from megarl.layout import model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
 from megarl.mesh.rows import RowMap
+from megarl.runtime.environment import leave_pool
 from megarl.types import RowTable
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class PPOTrainer:
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """One PPO step on finished samples; returns the metrics of the training run's names.
 
-        Raises ConfigError where the batch's lists do not have one length.
+        Raises ConfigError, naming the sample, for lists that do not have one length, a prompt or
+        response without tokens, and a reward that is not finite.
         """
         from megarl.train.phases import compute_advantages, measure, update
 
@@ -115,8 +118,9 @@ class PPOTrainer:
         export_hf(run.universe, run.actor, run.shape, dtype, folder, run.actor_path)
 
     def close(self) -> None:
-        """Leave torch.distributed; nothing may be called after."""
+        """Leave torch.distributed; nothing may be called after, but a new trainer may be made."""
         self._run.universe.close()
+        leave_pool()
 
 
 def _table(batch: PPOBatch) -> RowTable:
@@ -126,6 +130,8 @@ def _table(batch: PPOBatch) -> RowTable:
     sizes |= {name: len(given) for name, given in optional.items() if given is not None}
     if len(set(sizes.values())) != 1 or count == 0:
         raise ConfigError(f"PPOBatch: lists of one length, at least 1, are needed: {sizes}")
+    for row in range(count):
+        _check_sample(batch, row)
     groups = list(range(count)) if batch.groups is None else list(batch.groups)
     return RowTable(
         group=torch.tensor(groups, dtype=torch.int32),
@@ -136,6 +142,22 @@ def _table(batch: PPOBatch) -> RowTable:
         weight_version=torch.zeros(count, dtype=torch.int32),
         source=("",) * count,
     )
+
+
+def _check_sample(batch: PPOBatch, row: int) -> None:
+    prompt, response = batch.prompts[row], batch.responses[row]
+    if not len(prompt) or not len(response):
+        raise ConfigError(
+            f"PPOBatch: sample {row} has {len(prompt)} prompt and {len(response)} response tokens: "
+            "both need one at least"
+        )
+    if not math.isfinite(batch.rewards[row]):
+        raise ConfigError(f"PPOBatch: the reward of sample {row} is {batch.rewards[row]}")
+    if batch.logprobs is not None and len(batch.logprobs[row]) != len(response):
+        raise ConfigError(
+            f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for {len(response)} "
+            "response tokens: give one each"
+        )
 
 
 def _build(config: Config) -> Learner:

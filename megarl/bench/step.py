@@ -25,12 +25,16 @@ from megarl.observe.report import show, summary_table
 from megarl.runtime.environment import set_variables
 
 MATMUL_SIZE = 1536
+GROUP = 4
+"""Samples of a prompt, for GRPO."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and print its table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="megarl bench step", description=__doc__)
-    parser.add_argument("--estimator", default="grpo", help="grpo, or gae for PPO with a critic")
+    parser.add_argument(
+        "--estimator", default="grpo", choices=["grpo", "gae"], help="gae is PPO with a critic"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--samples", type=int, default=64, help="samples per step")
     parser.add_argument("--prompt", type=int, default=12, help="tokens per prompt")
@@ -43,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args(argv)
+    if arguments.samples % GROUP:
+        parser.error(f"--samples {arguments.samples} does not divide into groups of {GROUP}")
     set_variables({"OMP_NUM_THREADS": str(arguments.threads)})
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +135,7 @@ def _config(arguments: argparse.Namespace, folder: Path) -> tuple[Config, RunPla
     hf = _write_model(arguments, folder)
     _write_prompts(arguments, folder)
     config = Config()
-    group = 1 if arguments.estimator == "gae" else 4
+    group = 1 if arguments.estimator == "gae" else GROUP
     for model in (config.actor.model, config.critic.model, config.reference.model):
         model.path, model.fresh, model.dtype = str(folder), True, arguments.dtype
     config.run.dir = str(folder / "run")

@@ -78,7 +78,8 @@ def _run(
     config = loaded.config
     checked = spawn.is_checked()
     plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
-    first = this_launch().rank == 0
+    launch = this_launch()
+    first = launch.rank == 0
     if dry_run:
         if first:
             from megarl.cli.meshes import describe_plan
@@ -93,7 +94,7 @@ def _run(
     if checked:
         spawn.die_with_parent()
     else:
-        spawn.limit_threads(1 if alone else world_size)
+        spawn.limit_threads(launch)
     return _entry(command, config, plan)
 
 

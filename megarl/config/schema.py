@@ -148,7 +148,8 @@ class DataConfig:
     apply_chat_template: bool = False
     """Send plain text through the chat template too, as one user message."""
     label_column: str | None = "label"
-    """Column with the reference answer (dotted paths reach into objects); None: there is none."""
+    """Column with the reference answer; in pretraining what is learned after the prompt (dotted
+    paths reach into objects); None: there is none, and pretraining learns all of the prompt."""
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512

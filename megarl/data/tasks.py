@@ -126,8 +126,8 @@ def careless_text(
     seed: int,
     *,
     separator: str = " ",
-) -> list[str]:
-    """One text "question answer" per entry, for pretraining a model that has something to learn.
+) -> list[dict[str, str]]:
+    """A prompt and its completion per entry, for pretraining a model that has something to learn.
 
     entries: rows with prompt and label, a whole number, as `write_task` writes them. Of the
     answers exactly round(evasive_share * n) are "?", round(wrong_share * n) are another number
@@ -150,4 +150,7 @@ def careless_text(
         answers[i] = str(int(answers[i]) + random.choice([-1, 1]) * random.randint(1, 9))
     for i in order[:num_evasive]:
         answers[i] = "?"
-    return [f"{e['prompt']}{separator}{a}" for e, a in zip(entries, answers, strict=True)]
+    return [
+        {"prompt": str(entry["prompt"]), "completion": separator + answer}
+        for entry, answer in zip(entries, answers, strict=True)
+    ]

@@ -61,7 +61,12 @@ class Trainer:
         model_config.finalize_model_grads_func = partial(
             finalize_model_grads, pg_collection=mesh.groups
         )
+        # Under overlap a bucket is reduced as soon as its gradients are there, which must wait for
+        # the last micro-batch.
         model_config.no_sync_func = None
+        if config.overlap_grad_reduce:
+            waits = [chunk.no_sync for chunk in self.chunks]
+            model_config.no_sync_func = waits if len(waits) > 1 else waits[0]
         self.optimizer: MegatronOptimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",

@@ -11,6 +11,14 @@ from torch import Tensor
 
 from megarl.errors import ConfigError
 
+NUMBERS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    ),
+}  # fmt: skip
+"""Rope type -> what its scaling needs to know."""
+
 
 def rope_parameters(hf: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_type` and its numbers, wherever the config keeps them."""
@@ -34,11 +42,14 @@ def inverse_frequencies(hf: Mapping[str, Any], head_dim: int) -> Tensor:
     kind = rope["rope_type"]
     if kind == "default":
         return inverse
-    if kind == "linear":
-        return inverse / float(rope["factor"])
-    if kind == "llama3":
-        return _llama3(inverse, rope)
-    raise ConfigError(f"rope_type is {kind!r}; known: default, linear, llama3")
+    if kind not in NUMBERS:
+        raise ConfigError(f"rope_type is {kind!r}; known: default, {', '.join(NUMBERS)}")
+    missing = [name for name in NUMBERS[kind] if name not in rope]
+    if missing:
+        raise ConfigError(
+            f"rope_type {kind} needs {', '.join(missing)} in config.json's rope scaling"
+        )
+    return inverse / float(rope["factor"]) if kind == "linear" else _llama3(inverse, rope)
 
 
 def _llama3(inverse: Tensor, rope: Mapping[str, Any]) -> Tensor:

@@ -57,11 +57,13 @@ class WeightSync:
         bucket_bytes: int,
         verify_interval: int,
         canary: CanaryText | None,
+        canary_limit: float,
     ) -> None:
         self._universe, self._control = universe, control
         self._actor, self._rollout = actor, rollout
         self._wire, self._bucket_bytes = wire_dtype, bucket_bytes
         self._verify_interval, self._canary = verify_interval, canary
+        self._canary_limit = canary_limit
         self.plan: Plan = self._make_plan(shape)
         self._resharder: Resharder | None = None
         self._shape = shape
@@ -153,7 +155,7 @@ class WeightSync:
             for index, value in enumerate(seen or []):
                 diff = abs(value - reference[index])
                 self.canary_diff = max(self.canary_diff, diff)
-                if not diff <= CANARY_LIMIT[self._wire]:
+                if not diff <= self._canary_limit:
                     raise VerificationError(
                         f"weight sync {self.version}: vLLM on rank {rank} gives token {index + 1} "
                         f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"

@@ -28,6 +28,8 @@ class Launch:
     """Restarts so far; store keys carry it, so that a restart never reads stale ones."""
     launcher: str
     """torchrun, srun or alone."""
+    local_world_size: int = 1
+    """Ranks of this start on this node."""
 
     @property
     def run_id(self) -> str:
@@ -49,8 +51,7 @@ def read_launch(env: Mapping[str, str]) -> Launch:
 
 
 def _from_torchrun(env: Mapping[str, str]) -> Launch:
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in env]
+    missing = [name for name in POOL_VARIABLES if name not in env]
     if missing:
         raise ConfigError(
             f"the environment has some of torchrun's variables but not {', '.join(missing)}; "
@@ -64,6 +65,7 @@ def _from_torchrun(env: Mapping[str, str]) -> Launch:
         master_port=int(env["MASTER_PORT"]),
         attempt=int(env.get("TORCHELASTIC_RESTART_COUNT", "0")),
         launcher="torchrun",
+        local_world_size=int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"])),
     )
 
 
@@ -77,6 +79,10 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
         master_port=int(env.get("MASTER_PORT") or 20000 + job % 20000),
         attempt=int(env.get("SLURM_RESTART_COUNT", "0")),
         launcher="srun",
+        # "8(x4)" or "8,7": the first node's, which has the most.
+        local_world_size=int(
+            re.split(r"\D", env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))[0]
+        ),
     )
 
 
@@ -86,6 +92,10 @@ def first_host(nodelist: str) -> str:
     if match is None:
         raise ConfigError(f"SLURM_JOB_NODELIST is {nodelist!r}: no host name in it")
     return match[1] + (match[2] or "")
+
+
+POOL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets, and a pool sets anew."""
 
 
 def write_pool_env(env: MutableMapping[str, str], launch: Launch, rank: int, size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from megarl.runtime.bringup import Launch, read_launch, write_pool_env
+from megarl.runtime.bringup import POOL_VARIABLES, Launch, read_launch, write_pool_env
 
 
 def this_launch() -> Launch:
@@ -16,6 +16,12 @@ def this_launch() -> Launch:
 def enter_pool(launch: Launch, rank: int, size: int) -> None:
     """Make the environment describe the pool as if it were the whole job."""
     write_pool_env(os.environ, launch, rank, size)
+
+
+def leave_pool() -> None:
+    """Take away what `enter_pool` wrote, in a process that no launcher started."""
+    for name in POOL_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def pool_rank_and_local_rank() -> tuple[int, int]:

@@ -52,9 +52,16 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def limit_threads(num_ranks: int) -> None:
-    """OMP_NUM_THREADS, where it is not set: the cores dealt to the ranks of this machine."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
+def limit_threads(launch: Launch) -> None:
+    """Threads of this rank: OMP_NUM_THREADS, SLURM's cores per task, or a share of the node's."""
+    import torch
+
+    share = num_cores() // launch.local_world_size
+    given = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
+    threads = max(1, int(given) if given else share)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # The variable alone comes too late where torch is loaded already.
+    torch.set_num_threads(threads)
 
 
 def rank_environments(env: Mapping[str, str], num_ranks: int, port: int) -> list[dict[str, str]]:

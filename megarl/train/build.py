@@ -29,7 +29,7 @@ from megarl.roles.batching import MicroBatchLimit
 from megarl.roles.critic import Critic
 from megarl.roles.reward_model import RewardModel
 from megarl.roles.rollout import RolloutRole
-from megarl.roles.weight_sync import CanaryText, WeightSync
+from megarl.roles.weight_sync import CANARY_LIMIT, CanaryText, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.train.learner import Books, Learner
@@ -153,6 +153,7 @@ class _WithFreshHead:
 
 def build_run(config: Config, plan: RunPlan, universe: Universe, control: Control) -> Run:
     """The whole run on this rank."""
+    control.enter("build")
     builder = Builder(config, plan, universe)
     data = config.data
     batch = data.rollout_batch_size * data.n_samples_per_prompt
@@ -233,16 +234,19 @@ def make_weight_sync(
     prompts: Sequence[Prompt],
 ) -> WeightSync:
     """The way from the actor to the rollout engines; the first prompts are the canary."""
+    wire = torch_dtype(config.rollout.dtype or config.actor.model.dtype)
+    computed = wire, torch_dtype(config.actor.model.dtype)
     return WeightSync(
         universe,
         control,
         plan.actor.shape,
         actor,
         rollout,
-        wire_dtype=torch_dtype(config.rollout.dtype or config.actor.model.dtype),
+        wire_dtype=wire,
         bucket_bytes=config.weight_sync.bucket_megabytes << 20,
         verify_interval=config.weight_sync.verify_interval,
         canary=_canary(config, prompts),
+        canary_limit=max(CANARY_LIMIT[dtype] for dtype in computed),
     )
 
 

@@ -20,13 +20,17 @@ from megarl.train.finish import write_answers
 
 def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: Control) -> None:
     """Load the actor, sync it into the rollout engines, evaluate, write `<run.dir>/eval.json`."""
+    control.enter("build")
     builder = Builder(config, plan, universe)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     actor = builder.role("actor", Actor, plan.actor, config.actor.model, None, 1)
     scorer = builder.scorer(control)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, config.data.eval_path)[: config.data.eval_size]
-    make_weight_sync(config, plan, universe, control, actor, rollout, prompts).run()
+    weight_sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
+    control.enter("sync_weights")
+    weight_sync.run()
+    control.enter("evaluate")
     result = evaluate(
         rollout,
         control,

@@ -207,12 +207,12 @@ def gather_table(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float]
     ]
     rows = sorted(row for answer in run.control.gather(own) for row in answer)
     if [row[0] for row in rows] != list(range(len(rows))):
-        raise RunError(f"step {run.step}: rows {[row[0] for row in rows]} came back")
+        raise RunError(f"rows {[row[0] for row in rows]} came back, not {len(rows)} different ones")
     columns = list(zip(*rows, strict=True))
     stale = sorted({v for v in columns[6] if v != run.actor.weight_version})
     if stale:
         raise RunError(
-            f"step {run.step}: samples were made by weight version {stale[0]}, the actor is at "
+            f"samples were made by weight version {stale[0]}, the actor is at "
             f"{run.actor.weight_version}: a sync was left out, or did not reach every engine"
         )
     return RowTable(

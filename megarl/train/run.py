@@ -34,6 +34,7 @@ class Run(Learner):
         for step in range(self.step, self.config.run.steps):
             self.step = step
             self.control.step = step + 1
+            self.books.phases.pop()  # what lies between two steps belongs to neither
             self.books.step_started = time.perf_counter()
             yield step
 
@@ -84,10 +85,10 @@ class Run(Learner):
                 self.sampling,
                 self.config.reward.success_reward,
             )
-        self.books.phases.pop()
         self.books.evaluations[self.step] = result
         if self.books.logger is not None:
-            self.books.logger.log(result.metrics(), self.step)
+            seconds = self.books.phases.pop()["timing_s/evaluate"]
+            self.books.logger.log(result.metrics() | {"eval/seconds": seconds}, self.step)
 
     def _sync_metrics(self) -> dict[str, float]:
         """The sync's bytes over all ranks, and the slowest rank's time."""

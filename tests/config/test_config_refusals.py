@@ -449,8 +449,11 @@ def test_data_sets_that_cannot_be_used(own: Path) -> None:
 def test_texts_for_pretraining(own: Path) -> None:
     write_jsonl(own / "texts.jsonl", text="w1 w2 w3")
     texts = f"data.train_path={own / 'texts.jsonl'}"
-    check(own, texts, "data.prompt_column=text", purpose="pretrain")
-    refused(["data.prompt_column", "'prompt'", "text"], own, texts, purpose="pretrain")
+    whole = "data.label_column=null"
+    check(own, texts, whole, "data.prompt_column=text", purpose="pretrain")
+    refused(["data.prompt_column", "'prompt'", "text"], own, texts, whole, purpose="pretrain")
+    words = ["data.label_column", "'label'", "or null"]
+    refused(words, own, texts, "data.prompt_column=text", purpose="pretrain")
 
 
 def test_rewards_that_cannot_be_had(own: Path) -> None:

@@ -80,18 +80,18 @@ ENTRIES = [{"prompt": f"{i} + 1 =", "label": str(i + 1)} for i in range(200)]
 
 
 def test_careless_text_has_the_shares_asked_for():
-    lines = careless_text(ENTRIES, evasive_share=0.3, wrong_share=0.25, seed=0)
+    rows = careless_text(ENTRIES, evasive_share=0.3, wrong_share=0.25, seed=0)
     kinds = Counter()
-    for line, entry in zip(lines, ENTRIES, strict=True):
-        prompt, answer = line.rsplit(" ", 1)
-        assert prompt == entry["prompt"]
+    for row, entry in zip(rows, ENTRIES, strict=True):
+        assert row["prompt"] == entry["prompt"] and row["completion"].startswith(" ")
+        answer = row["completion"][1:]
         if answer == "?":
             kinds["evasive"] += 1
             continue
         kinds["right" if answer == entry["label"] else "wrong"] += 1
         assert 0 <= abs(int(answer) - int(entry["label"])) <= 9
     assert kinds == {"evasive": 60, "wrong": 50, "right": 90}
-    assert lines == careless_text(ENTRIES, 0.3, 0.25, 0) != careless_text(ENTRIES, 0.3, 0.25, 1)
+    assert rows == careless_text(ENTRIES, 0.3, 0.25, 0) != careless_text(ENTRIES, 0.3, 0.25, 1)
 
 
 def test_careless_text_refuses_nonsense():

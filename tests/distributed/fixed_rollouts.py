@@ -50,8 +50,8 @@ def reward(prompts, responses):
 def fixed_config(folder: Path, run_dir: Path) -> Config:
     """Three steps of PPO: GAE, KL in the reward, two mini-batches, two epochs.
 
-    Every mini-batch of 12 rows makes six micro-batches on one slice, three on two: at least three
-    per pipeline stage.
+    Every mini-batch of 12 rows makes six micro-batches on one slice, which is three per stage of
+    PP2, and three on each of two slices.
     """
     config = Config()
     config.run.dir, config.run.steps, config.run.export = str(run_dir), 3, False

@@ -24,7 +24,7 @@ from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.reshard import executor
 from megarl.reshard.executor import SyncReport
 from megarl.reshard.regions import RegionSet
-from megarl.roles.weight_sync import CanaryText, WeightSync
+from megarl.roles.weight_sync import CANARY_LIMIT, CanaryText, WeightSync
 from megarl.rollout import engine as rollout_engine
 from megarl.train.build import Builder
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
@@ -101,6 +101,7 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
         bucket_bytes=BUCKET_BYTES,
         verify_interval=1,
         canary=canary,
+        canary_limit=CANARY_LIMIT[getattr(torch, case.rollout_dtype)],
     )
     rank.kept["stage"] = Stage(case, actor, rollout, sync)
 

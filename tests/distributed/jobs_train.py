@@ -8,11 +8,13 @@ from typing import Any
 from unittest import mock
 
 from parts import RoleSpec, run_plan
+from torch import Tensor
 from worker import Rank
 
 from megarl.config.schema import Config
 from megarl.errors import RunError
 from megarl.observe.metrics_file import read_metrics
+from megarl.roles.actor import mini_batch_weights
 from megarl.train.build import build_run
 from megarl.train.driver import train
 from megarl.train.phases import compute_advantages, generate, score, sync_weights, update
@@ -40,6 +42,20 @@ def train_run(
     found: dict[int, dict[str, Any]] = read_metrics(f"{config.run.dir}/metrics.jsonl")
     assert found.pop(0) == {"data/prompts": len(run.prompts), "data/prompts_dropped": 0}
     return found
+
+
+def train_with_local_denominators(rank: Rank, *arguments: Any) -> Any:
+    """`train_run` with each rank's loss a mean over its own tokens, averaged over the ranks."""
+
+    def local(batch: Any, rows: tuple[int, ...], mode: str, norm: int) -> Tensor:
+        weights = mini_batch_weights(batch, rows, mode, norm)
+        return weights / weights.sum() / batch.dealt.layout.dp
+
+    with (
+        mock.patch("megarl.roles.actor.mini_batch_weights", local),
+        mock.patch("megarl.roles.critic.mini_batch_weights", local),
+    ):
+        return train_run(rank, *arguments)
 
 
 def train_with_a_stale_replica(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from megarl.algorithms.advantages import estimator
-from megarl.config.schema import Config, MeshConfig
+from megarl.config.schema import Config, MeshConfig, OptimizerConfig
 from megarl.errors import ConfigError
 from megarl.runtime.device import on_cuda
 
@@ -15,6 +15,24 @@ def check_contradictions(config: Config) -> None:
     _check_estimator(config)
     _check_kl(config)
     _check_sampling(config)
+    check_schedule(config.actor.optimizer, "actor")
+    if needs_critic(config):
+        check_schedule(config.critic.optimizer, "critic")
+
+
+def check_schedule(optimizer: OptimizerConfig, role: str) -> None:
+    """ConfigError for a learning rate that could not follow its schedule."""
+    if optimizer.min_lr > optimizer.lr:
+        raise ConfigError(
+            f"{role}.optimizer.min_lr {optimizer.min_lr} is above its lr {optimizer.lr}: the rate "
+            "falls from lr to min_lr; lower min_lr"
+        )
+    warmup, decay = optimizer.lr_warmup_steps, optimizer.lr_decay_steps
+    if decay is not None and warmup >= decay:
+        raise ConfigError(
+            f"{role}.optimizer.lr_warmup_steps {warmup} leaves nothing of lr_decay_steps {decay}: "
+            "make it less, or the other null (all of the run)"
+        )
 
 
 def check_mesh_settings(mesh: MeshConfig, key: str) -> None:

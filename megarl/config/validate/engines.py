@@ -1,4 +1,4 @@
-"""Rollout engine and logger: are they here, and can they do what is asked?"""
+"""Device, rollout engine and logger: are they here, and can they do what is asked?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
+from megarl.runtime.device import on_cuda
+
+
+def check_device() -> None:
+    """ConfigError on a GPU, whose weights nothing here can move yet."""
+    if on_cuda():
+        raise ConfigError(
+            "this machine computes on CUDA, and weights that lie on a GPU cannot be moved into "
+            "vLLM or into files yet: run on the CPU, with the environment of `make venv SET=cpu`"
+        )
 
 
 def check_engine(config: Config) -> None:

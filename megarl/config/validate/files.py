@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.data.prompts import configured_prompts
-from megarl.data.rows import MISSING, column_names, lookup, read_rows
+from megarl.data.texts import text_columns
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import hf_tensors
 from megarl.rewards.load import configured_reward
@@ -105,19 +104,15 @@ def _check_prompts(config: Config, tokenizer: Any, key: str) -> None:
 
 
 def _check_texts(config: Config) -> None:
-    """Pretraining reads one column of text."""
-    path, column = Path(config.data.train_path), config.data.prompt_column
-    count = 0
+    """Pretraining reads texts, or prompts and what follows them."""
+    data, limit = config.data, _row_limit(config.data.train_path)
     try:
-        for place, row in islice(read_rows(path), _row_limit(path)):
-            count += 1
-            if lookup(row, column) is MISSING:
-                names = ", ".join(column_names(row)) or "none"
-                raise DataError(f"{place}: there is no column {column!r}; the columns are: {names}")
+        rows = text_columns(data.train_path, data.prompt_column, data.label_column, limit)
+        count = sum(1 for _ in rows)
     except DataError as error:
-        raise DataError(f"data.train_path, data.prompt_column: {error}") from None
+        raise DataError(f"data.train_path: {error}") from None
     if not count:
-        raise DataError(f"data.train_path: data set {path} is empty: it has no rows")
+        raise DataError(f"data.train_path: data set {data.train_path} is empty: it has no rows")
 
 
 def _row_limit(path: str | Path) -> int | None:

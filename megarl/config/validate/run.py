@@ -8,8 +8,8 @@ from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.config.validate.batches import check_groups, check_lengths, check_replicas
 from megarl.config.validate.choices import check_names, check_numbers
-from megarl.config.validate.contradictions import check_contradictions
-from megarl.config.validate.engines import check_engine, check_logger
+from megarl.config.validate.contradictions import check_contradictions, check_schedule
+from megarl.config.validate.engines import check_device, check_engine, check_logger
 from megarl.config.validate.files import check_data, check_folders, check_run_folder
 from megarl.config.validate.meshes import make_plan
 from megarl.config.validate.models import read_models
@@ -26,11 +26,14 @@ def validate(
     for processes whose parent has looked. `resources` counts for training only. ConfigError or
     DataError, with the key, the numbers and the cure, at the first thing that is wrong.
     """
+    check_device()
     check_names(config)
     check_numbers(config)
     if purpose == "train":
         check_contradictions(config)
         check_groups(config)
+    if purpose == "pretrain":
+        check_schedule(config.actor.optimizer, "actor")
     models = read_models(config, purpose)
     plan = make_plan(config, models, world_size, purpose)
     if purpose == "train":
