@@ -135,12 +135,12 @@ def weight_source(role: RolePlan, model: ModelConfig, seed: int, name: str) -> W
     """
     shapes = hf_tensors(role.shape)
     if model.fresh:
-        return FreshWeights(shapes, role.shape.num_layers, seed)
+        return FreshWeights(shapes, seed, float(role.hf.get("initializer_range", 0.02)))
     folder = SafetensorsFolder(role.path)
     head = role.shape.scalar_head
     if head is None or head in folder.names:
         return folder
-    return _WithFreshHead(folder, head, FreshWeights(shapes, role.shape.num_layers, seed))
+    return _WithFreshHead(folder, head, FreshWeights(shapes, seed))
 
 
 class _WithFreshHead:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,19 +111,16 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 class FreshWeights:
-    """New weights: normal(0, 0.02), projections back to the residual scaled by 1/sqrt(2 layers).
+    """New weights as transformers makes them: normal(0, std), norm weights 1, biases 0.
 
-    Norm weights are 1, biases 0, scalar heads 0. A value depends on seed, name, row and column
-    alone, so that every layout starts from the same model.
+    std is config.json's initializer_range. Scalar heads are 0. A value depends on seed, name, row
+    and column alone, so that every layout starts from the same model.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], num_layers: int, seed: int, std: float = 0.02
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, std: float = 0.02) -> None:
         self._shapes = shapes
         self._seed = seed
         self._std = std
-        self._residual_std = std / math.sqrt(2 * num_layers)
 
     def read(self, tensor: str, box: Box) -> Tensor:
         """fp32 values of `box` of `tensor`."""
@@ -133,11 +129,9 @@ class FreshWeights:
             return torch.zeros(box.shape)
         if len(shape) == 1:
             return torch.ones(box.shape)
-        residual = tensor.endswith(("o_proj.weight", "down_proj.weight"))
-        std = self._residual_std if residual else self._std
         first, last = box.lo[0] // FRESH_BLOCK_ROWS, -(-box.hi[0] // FRESH_BLOCK_ROWS)
         blocks = [self._block(tensor, index, shape) for index in range(first, last)]
-        rows = torch.cat(blocks) * std
+        rows = torch.cat(blocks) * self._std
         offset = first * FRESH_BLOCK_ROWS
         rest = tuple(slice(lo, hi) for lo, hi in zip(box.lo[1:], box.hi[1:], strict=True))
         return rows[(slice(box.lo[0] - offset, box.hi[0] - offset), *rest)]

@@ -242,6 +242,14 @@ SETTINGS = {
         ["reward.missing_eos_penalty is -0.5"],
         ["reward.missing_eos_penalty=-0.5"],
     ),
+    "a rate that would rise": (
+        ["actor.optimizer.min_lr 0.1", "lr 0.01", "lower min_lr"],
+        ["actor.optimizer.min_lr=0.1", "actor.optimizer.lr=0.01"],
+    ),
+    "nothing left to decay": (
+        ["critic.optimizer.lr_warmup_steps 5", "lr_decay_steps 5"],
+        ["critic.optimizer.lr_warmup_steps=5", "critic.optimizer.lr_decay_steps=5"],
+    ),
     "adaptive from 0": (
         ["kl_ctrl.type is adaptive", "kl_coef is 0"],
         ["algorithm.kl_ctrl.type=adaptive"],

@@ -35,6 +35,7 @@ class PlainPPO:
 
         self._config, self._algorithm = config, config.algorithm
         self._kl_coef = config.algorithm.kl_coef
+        self._updates = {"actor": 0, "critic": 0}
         self._actor: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self._reference = copy.deepcopy(self._actor)
         self._critic = copy.deepcopy(self._actor.model)
@@ -149,13 +150,30 @@ class PlainPPO:
         seen: dict[str, list[float]] = {}
         for _ in range(self._algorithm.ppo_epochs):
             loss, report = compute()
+            rate = self._next_rate(name)
+            self._optimizers[name].param_groups[0]["lr"] = rate
             self._optimizers[name].zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             self._optimizers[name].step()
             for key, value in (report | {f"{name}/grad_norm": norm}).items():
                 seen.setdefault(key, []).append(float(value))
-        return {key: sum(values) / len(values) for key, values in seen.items()}
+        return {key: sum(values) / len(values) for key, values in seen.items()} | {
+            f"{name}/lr": rate
+        }
+
+    def _next_rate(self, name: str) -> float:
+        """Linear warm-up from 0, then linearly to min_lr at the run's last optimizer step."""
+        config: OptimizerConfig = getattr(self._config, name).optimizer
+        done, warmup = self._updates[name], config.lr_warmup_steps
+        self._updates[name] += 1
+        if done < warmup:
+            return config.lr * done / warmup
+        if config.lr_decay_style == "constant":
+            return config.lr
+        total = self._config.run.steps * self._algorithm.ppo_epochs
+        left = 1 - (done - warmup) / (total - warmup)
+        return config.min_lr + (config.lr - config.min_lr) * left
 
     def _critic_parameters(self) -> list[Tensor]:
         return [*self._critic.parameters(), *self._head.parameters()]

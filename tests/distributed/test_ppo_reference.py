@@ -3,7 +3,7 @@
 Proven: losses, KL, entropy, values and gradient norms of actor and critic agree to 1e-5 over three
 steps of two epochs each, in which the policy leaves its reference and the critic its zeros. With
 test_layout_invariance this holds for every layout. Not shown: mini-batches (their order is our own
-choice), learning-rate schedules.
+choice), cosine decay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def plain(config: Config) -> None:
 
 
 def steered(config: Config) -> None:
-    """Adaptive penalty, a second one in the loss, and a first step for the critic alone."""
+    """Adaptive penalty and one in the loss, a step for the critic alone, rates that change."""
+    for role in (config.actor, config.critic):
+        role.optimizer.lr_warmup_steps, role.optimizer.lr_decay_style = 2, "linear"
+        role.optimizer.min_lr = 1e-5
     config.algorithm.kl_ctrl.type, config.algorithm.kl_ctrl.target_kl = "adaptive", 0.01
     config.algorithm.kl_ctrl.horizon = 50
     config.algorithm.use_kl_loss, config.algorithm.kl_loss_coef = True, 0.5

@@ -54,3 +54,6 @@ def test_no_rope_settings_means_theta_10000() -> None:
 def test_unknown_type_is_refused() -> None:
     with pytest.raises(ConfigError, match="rope_type is 'yarn'; known: default, linear, llama3"):
         inverse_frequencies({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, 32)
+    with pytest.raises(ConfigError, match="rope_type llama3 needs low_freq_factor"):
+        half = {key: value for key, value in ROPES["llama3"].items() if key != "low_freq_factor"}
+        inverse_frequencies({"rope_parameters": half}, 32)

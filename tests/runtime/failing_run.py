@@ -85,6 +85,11 @@ def wait_only(session: Session, rank: int, folder: Path) -> None:
     wait_for_peers(session, rank)
 
 
+def sleep_only(session: Session, rank: int, folder: Path) -> None:
+    """Every rank is busy outside collectives."""
+    time.sleep(600)
+
+
 def wrong_verb(session: Session, rank: int, folder: Path) -> None:
     """Rank 3 takes another way, and waits there for peers that never come."""
     mark(folder)
@@ -135,6 +140,7 @@ SCENARIOS = {
     "config-error": config_error,
     "kill": kill_one,
     "wait": wait_only,
+    "sleep": sleep_only,
     "wrong-verb": wrong_verb,
     "in-order": in_order,
     "vllm": raise_in_vllm,

@@ -30,12 +30,15 @@ def test_torchrun() -> None:
     assert (launch.rank, launch.world_size, launch.local_rank) == (5, 8, 1)
     assert (launch.master_addr, launch.master_port) == ("10.0.0.7", 29511)
     assert launch.launcher == "torchrun" and launch.attempt == 2
+    assert read_launch(TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}).local_world_size == 4
 
 
 def test_srun() -> None:
     launch = read_launch(SLURM)
     assert (launch.rank, launch.world_size, launch.local_rank) == (3, 4, 1)
     assert launch.master_addr == "gpu003" and launch.launcher == "srun"
+    for tasks, here in (("8(x4)", 8), ("4,3", 4), ("2", 2)):
+        assert read_launch(SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks}).local_world_size == here
     others = [read_launch(SLURM | {"SLURM_PROCID": str(rank)}) for rank in range(4)]
     assert len({(one.master_addr, one.master_port, one.run_id) for one in others}) == 1
 

@@ -232,6 +232,17 @@ def test_sigterm_from_outside(started: Started) -> None:
     check_cause(started, "rank 2 failed at a signal", "SIGTERM")
 
 
+def test_an_interrupt_is_no_crash(started: Started) -> None:
+    """Ctrl-C reaches every rank: one line each, no traceback, the shell's status for it."""
+    start_plain(started, "sleep")
+    for pid, _ in started.wait_until_ready().values():
+        os.kill(pid, signal.SIGINT)
+    assert started.seconds_until_gone(time.time()) < LIMIT_S
+    check_cause(started, "failed at a signal: interrupted")
+    assert set(started.statuses) == {130}
+    assert "Traceback" not in started.output()
+
+
 @pytest.mark.vllm
 def test_a_raise_inside_vllm(started: Started, tiny: TinyModels) -> None:
     start_plain(started, "vllm", {"TEST_MODEL": tiny("llama")})
