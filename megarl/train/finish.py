@@ -49,8 +49,10 @@ def _report(run: Run, folder: Path) -> None:
         answers = answers_table(paired_answers(evaluations))
         show(answers)
         text += to_text(answers)
+    drawable = importlib.util.find_spec("matplotlib") is not None
+    text += "" if drawable else "There is no curves.png: matplotlib is not installed.\n"
     (folder / "report.txt").write_text(text)
-    if importlib.util.find_spec("matplotlib"):
+    if drawable:
         metrics, picture = folder / "metrics.jsonl", folder / "curves.png"
         plot_curves(metrics, picture, title=str(folder), last_step=run.step)
 
