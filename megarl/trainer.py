@@ -93,6 +93,7 @@ class PPOTrainer:
         """
         from megarl.train.phases import compute_advantages, measure, update
 
+        check_batch(batch)
         table, run = _table(batch), self._run
         run.config.algorithm.global_batch_size = self._mini_batch_size or len(table)
         rows = zip(batch.prompts, batch.responses, strict=True)
@@ -123,15 +124,31 @@ class PPOTrainer:
         leave_pool()
 
 
-def _table(batch: PPOBatch) -> RowTable:
+def check_batch(batch: PPOBatch) -> None:
+    """ConfigError for lists that do not fit each other, naming the sample where there is one."""
     count = len(batch.rewards)
     sizes = {"prompts": len(batch.prompts), "responses": len(batch.responses), "rewards": count}
     optional = {"groups": batch.groups, "logprobs": batch.logprobs}
     sizes |= {name: len(given) for name, given in optional.items() if given is not None}
     if len(set(sizes.values())) != 1 or count == 0:
         raise ConfigError(f"PPOBatch: lists of one length, at least 1, are needed: {sizes}")
-    for row in range(count):
-        _check_sample(batch, row)
+    for row, (prompt, response) in enumerate(zip(batch.prompts, batch.responses, strict=True)):
+        if not len(prompt) or not len(response):
+            raise ConfigError(
+                f"PPOBatch: sample {row} has {len(prompt)} prompt and {len(response)} response "
+                "tokens: both need one at least"
+            )
+        if not math.isfinite(batch.rewards[row]):
+            raise ConfigError(f"PPOBatch: the reward of sample {row} is {batch.rewards[row]}")
+        if batch.logprobs is not None and len(batch.logprobs[row]) != len(response):
+            raise ConfigError(
+                f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for "
+                f"{len(response)} response tokens: give one each"
+            )
+
+
+def _table(batch: PPOBatch) -> RowTable:
+    count = len(batch.rewards)
     groups = list(range(count)) if batch.groups is None else list(batch.groups)
     return RowTable(
         group=torch.tensor(groups, dtype=torch.int32),
@@ -142,22 +159,6 @@ def _table(batch: PPOBatch) -> RowTable:
         weight_version=torch.zeros(count, dtype=torch.int32),
         source=("",) * count,
     )
-
-
-def _check_sample(batch: PPOBatch, row: int) -> None:
-    prompt, response = batch.prompts[row], batch.responses[row]
-    if not len(prompt) or not len(response):
-        raise ConfigError(
-            f"PPOBatch: sample {row} has {len(prompt)} prompt and {len(response)} response tokens: "
-            "both need one at least"
-        )
-    if not math.isfinite(batch.rewards[row]):
-        raise ConfigError(f"PPOBatch: the reward of sample {row} is {batch.rewards[row]}")
-    if batch.logprobs is not None and len(batch.logprobs[row]) != len(response):
-        raise ConfigError(
-            f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for {len(response)} "
-            "response tokens: give one each"
-        )
 
 
 def _build(config: Config) -> Learner:

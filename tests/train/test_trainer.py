@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from megarl.errors import ConfigError
+from megarl.trainer import PPOBatch, check_batch
 
 SCRIPT = """
 import json, sys
@@ -70,3 +74,19 @@ def test_updates_move_the_policy_towards_the_reward(estimator: str, tmp_path: Pa
     assert good - bad > before[0] - before[1] + 0.1
     assert all(metrics["actor/grad_norm"] > 0 for metrics in history)
     assert ("critic/vf_loss" in history[0]) == (estimator == "gae")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rewards": [1.0]}, "lists of one length"),
+        ({"prompts": [[5], []]}, "sample 1 has 0 prompt and 1 response tokens"),
+        ({"responses": [[], [1]]}, "sample 0 has 1 prompt and 0 response tokens"),
+        ({"rewards": [1.0, float("nan")]}, "the reward of sample 1 is nan"),
+        ({"logprobs": [[-1.0], []]}, "sample 1 has 0 logprobs for 1 response tokens"),
+    ],
+)
+def test_samples_that_cannot_be_learned_from(change: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"prompts": [[5], [6]], "responses": [[1], [1]], "rewards": [1.0, 0.0]}
+    with pytest.raises(ConfigError, match=words):
+        check_batch(PPOBatch(**(given | change)))
