@@ -35,8 +35,10 @@ if what != "end":
 """
 
 PARENT = """
-import sys
+import signal, sys
 from megarl.runtime import spawn
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(spawn.spawn(sys.argv[1:], 2, print, module="rank_program"))
 """
 

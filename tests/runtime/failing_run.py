@@ -27,6 +27,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def main(scenario: str, folder: Path) -> None:
     """Run one scenario."""
+    # A shell that starts the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pools = ((0, 1, 2, 3),) if scenario == "vllm" else ((0, 1), (2, 3))
     plan: Any = SimpleNamespace(pools=pools)
     config = RunConfig(dir=str(folder), timeout_s=120.0, stall_timeout_s=2.0)
