@@ -58,7 +58,7 @@ class NumberAnswer:
     """1 for the right number and nothing else, `partial` if the last number is right, else 0.
 
     For chat models that talk around the answer: the part shows that the number was known, and
-    training then removes the talk. Numbers that repeat the question do not count.
+    training then removes the talk. Numbers before the last do not count.
     """
 
     partial: float = 0.2

@@ -28,8 +28,6 @@ _LOG = logging.getLogger("megarl.watch")
 POLL_S = 0.5
 GRACE_S = 3.0
 """How long a rank waits for a better cause than its own, and for its peers to read it."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
 FAILURE_KEY = "failure"
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -88,7 +86,7 @@ class Watch:
         """Report this rank's error, or the one that caused it elsewhere, and end the process."""
         _LOG.error("failed", exc_info=error)
         if isinstance(error, KeyboardInterrupt):
-            self._end(self._record(self.rank, "a signal", "interrupted", INTERRUPTED))
+            self._end(self._record(self.rank, "a signal", "interrupted", 128 + signal.SIGINT))
         if not isinstance(error, MegaRLError):
             traceback.print_exception(error)
         if _is_lost_peer(error):
