@@ -71,13 +71,14 @@ def read_texts(
     """
     rows = list(text_columns(path, prompt_column, label_column))
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    heads: list[list[int]] = [[] for _ in rows]
-    bodies: list[list[int]] = heads
-    if rows and label_column is not None:
-        heads = tokenizer([prompt for prompt, _ in rows])["input_ids"]
-    if rows:
-        special = label_column is None
-        bodies = tokenizer([body for _, body in rows], add_special_tokens=special)["input_ids"]
+
+    def tokenize(texts: list[str], special: bool) -> list[list[int]]:
+        # A tokenizer refuses an empty list.
+        return list(tokenizer(texts, add_special_tokens=special)["input_ids"]) if texts else []
+
+    plain = label_column is None
+    heads = [[] for _ in rows] if plain else tokenize([prompt for prompt, _ in rows], True)
+    bodies = tokenize([body for _, body in rows], plain)
     found = [
         Text(torch.tensor((head + body + end)[:max_length]), max(len(head), 1))
         for head, body in zip(heads, bodies, strict=True)
