@@ -27,27 +27,24 @@ def check_against_transformers(
     return float((theirs - torch.tensor(list(logprobs))).abs().max())
 
 
-def chat(model: Path, questions: Sequence[str], max_new_tokens: int) -> list[str]:
-    """transformers' greedy answers to chat questions, one at a time.
+def chat(model: Path, chats: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+    """transformers' greedy answers to chats (each a list of messages), one at a time, in fp32.
 
-    An answer that does not end by itself has "..." at its end.
+    In bf16 the two best logits are often the same number, and the kernel decides.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     answers = []
-    for question in questions:
+    for messages in chats:
         inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         output = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = output[0, inputs["input_ids"].shape[1] :]
-        ended = int(new[-1]) == tokenizer.eos_token_id
-        answers.append(tokenizer.decode(new, skip_special_tokens=True) + "..." * (not ended))
+        answers.append(tokenizer.decode(new, skip_special_tokens=True))
     return answers
 
 

@@ -56,17 +56,17 @@ def _train(folder: Path, arguments: argparse.Namespace) -> None:
 def _chat(folder: Path, wanted_same: int) -> str:
     """Ask the exported model, in transformers, what the last evaluation asked first.
 
-    Two kernels in bf16 may answer a question in ten differently; a model that was exported wrong
-    answers none the same.
+    The run's bf16 may answer a close question differently; a model that was exported wrong answers
+    none the same.
     """
     steps = json.loads((folder / "train" / "summary.json").read_text())["steps"]
     answers = (folder / "train" / f"answers-step{steps}.jsonl").read_text().splitlines()
     trained = [json.loads(line)["text"] for line in answers[:QUESTIONS]]
     heldout = (folder / "data" / "heldout.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["prompt"][-1]["content"] for line in heldout[:QUESTIONS]]
-    found = chat(folder / "train" / "model", questions, max_new_tokens=16)
-    for question, answer in zip(questions, found, strict=True):
-        say(f"{question} -> {answer}")
+    chats = [json.loads(line)["prompt"] for line in heldout[:QUESTIONS]]
+    found = chat(folder / "train" / "model", chats, max_new_tokens=16)
+    for messages, answer in zip(chats, found, strict=True):
+        say(f"{messages[-1]['content']} -> {answer}")
     same = sum(one == other for one, other in zip(found, trained, strict=True))
     if same < wanted_same:
         raise SystemExit(

@@ -16,7 +16,7 @@ from megarl.data.tasks import write_task
 TASKS = [
     {
         "name": "chain_sum",
-        "weight": 3.0,
+        "weight": 1.0,
         "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
     },
     {
@@ -28,6 +28,9 @@ TASKS = [
         },
     },
 ]  # fmt: skip
+
+SYSTEM_PROMPT = "Answer with a number."
+"""In place of the template's own, which names the model's makers and is longer than a question."""
 
 
 def gguf_file() -> Path:
@@ -76,5 +79,8 @@ def write_data(folder: Path, seed: int, *, train_size: int = 120, heldout_size: 
         write_task(path, TASKS, size, seed, split=split, heldout_percent=30)  # type: ignore[arg-type]
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
-            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+            row["prompt"] = [
+                {"role": "system", "content": SYSTEM_PROMPT},
+                {"role": "user", "content": row["prompt"]},
+            ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from megarl.observe.report import show, summary_table
 from megarl.observe.summary import table_rows
+from megarl.runtime.spawn import die_with_parent
 
 
 class Stages:
@@ -82,6 +84,18 @@ def megarl(*arguments: str, env: dict[str, str] | None = None) -> None:
 
 def run_python(arguments: Sequence[str], env: dict[str, str] | None = None) -> None:
     """Run this interpreter on `arguments`; an exit status that is not 0 ends the demo with it."""
-    done = subprocess.run([sys.executable, *arguments], env=os.environ | (env or {}), check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=os.environ | (env or {}), preexec_fn=die_with_parent
+    )
+    try:
+        status = process.wait()
+    except BaseException:
+        # Whatever ends the demo ends what it started, and waits for that.
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if status:
+        raise SystemExit(status)

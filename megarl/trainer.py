@@ -10,17 +10,31 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megarl.config.plan import RolePlan, RunPlan
+from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
-from megarl.layout import model_shape_from_hf, with_scalar_head
-from megarl.mesh.layout import MeshLayout
 from megarl.mesh.rows import RowMap
 from megarl.runtime.environment import leave_pool
 from megarl.types import RowTable
 
 if TYPE_CHECKING:
     from megarl.train.learner import Learner
+
+ARGUMENT_OF = {
+    "actor.model.path": "model_name",
+    "actor.model.dtype": "dtype",
+    "actor.optimizer.lr": "lr",
+    "critic.optimizer.lr": "critic_lr",
+    "algorithm.kl_coef": "kl_coef",
+    "algorithm.clip_ratio": "clip_range",
+    "algorithm.adv_estimator": "adv_estimator",
+    "algorithm.ppo_epochs": "ppo_epochs",
+    "algorithm.global_batch_size": "mini_batch_size",
+    "algorithm.micro_batch_size": "micro_batch_size",
+    "rollout.temperature": "temperature",
+    "run.seed": "seed",
+}
+"""Setting of a run -> the trainer's argument, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,9 @@ class PPOTrainer:
         algorithm.adv_estimator, algorithm.kl_coef = adv_estimator, kl_coef
         algorithm.clip_ratio, algorithm.ppo_epochs = clip_range, ppo_epochs
         algorithm.micro_batch_size = micro_batch_size
+        if mini_batch_size is not None:
+            algorithm.global_batch_size = mini_batch_size
+        config.rollout.engine = "transformers"  # the one without rules of its own: none is made
         self._mini_batch_size = mini_batch_size
         self._config = config
         self._run = _build(config)
@@ -89,11 +106,15 @@ class PPOTrainer:
         """One PPO step on finished samples; returns the metrics of the training run's names.
 
         Raises ConfigError, naming the sample, for lists that do not have one length, a prompt or
-        response without tokens, and a reward that is not finite.
+        response without tokens, a token that the model does not have, a reward that is not finite,
+        and no two samples of a group where the estimator compares them.
         """
+        from megarl.algorithms.advantages import estimator
         from megarl.train.phases import compute_advantages, measure, update
 
-        check_batch(batch)
+        name = self._config.algorithm.adv_estimator
+        needs_groups = "" if estimator(name).needs_values else name
+        check_batch(batch, self._run.shape.vocab_size, needs_groups)
         table, run = _table(batch), self._run
         run.config.algorithm.global_batch_size = self._mini_batch_size or len(table)
         rows = zip(batch.prompts, batch.responses, strict=True)
@@ -124,8 +145,11 @@ class PPOTrainer:
         leave_pool()
 
 
-def check_batch(batch: PPOBatch) -> None:
-    """ConfigError for lists that do not fit each other, naming the sample where there is one."""
+def check_batch(batch: PPOBatch, vocab_size: int, needs_groups: str = "") -> None:
+    """ConfigError for samples that cannot be learned from, naming the sample where there is one.
+
+    needs_groups: name of an estimator that compares the samples of a prompt; "" for none.
+    """
     count = len(batch.rewards)
     sizes = {"prompts": len(batch.prompts), "responses": len(batch.responses), "rewards": count}
     optional = {"groups": batch.groups, "logprobs": batch.logprobs}
@@ -138,6 +162,11 @@ def check_batch(batch: PPOBatch) -> None:
                 f"PPOBatch: sample {row} has {len(prompt)} prompt and {len(response)} response "
                 "tokens: both need one at least"
             )
+        odd = next((t for t in (*prompt, *response) if not 0 <= t < vocab_size), None)
+        if odd is not None:
+            raise ConfigError(
+                f"PPOBatch: sample {row} has token {odd}; the model's are 0 to {vocab_size - 1}"
+            )
         if not math.isfinite(batch.rewards[row]):
             raise ConfigError(f"PPOBatch: the reward of sample {row} is {batch.rewards[row]}")
         if batch.logprobs is not None and len(batch.logprobs[row]) != len(response):
@@ -145,6 +174,11 @@ def check_batch(batch: PPOBatch) -> None:
                 f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for "
                 f"{len(response)} response tokens: give one each"
             )
+    if needs_groups and (batch.groups is None or len(set(batch.groups)) == count):
+        raise ConfigError(
+            f"PPOBatch: adv_estimator {needs_groups} compares the samples of a prompt, and no two "
+            "samples share a number in groups: every advantage would be 0"
+        )
 
 
 def _table(batch: PPOBatch) -> RowTable:
@@ -161,28 +195,34 @@ def _table(batch: PPOBatch) -> RowTable:
     )
 
 
+def _plan(config: Config) -> RunPlan:
+    """The checks of a training run, as far as they are of settings and models."""
+    from megarl.config.validate.choices import check_names, check_numbers
+    from megarl.config.validate.engines import check_device
+    from megarl.config.validate.files import check_folders
+    from megarl.config.validate.meshes import make_plan
+    from megarl.config.validate.models import read_models
+
+    check_device()
+    check_names(config)
+    check_numbers(config)
+    plan = make_plan(config, read_models(config, "train"), 1, "train")
+    check_folders(config, plan)
+    return plan
+
+
 def _build(config: Config) -> Learner:
     """The roles of a run in one process, without rollout engine and data."""
-    from megarl.algorithms.advantages import estimator
-    from megarl.config.validate.models import read_hf_config
     from megarl.runtime.environment import this_launch
     from megarl.train.main import prepare_process
 
-    path = config.actor.model.path
-    hf = read_hf_config(path, "model_name")
-    shape = model_shape_from_hf(hf)
-    policy = RolePlan((0,), MeshLayout(), shape, path, hf)
-    value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), path, hf)
-    algorithm = config.algorithm
-    plan = RunPlan(
-        world_size=1,
-        actor=policy,
-        critic=value if estimator(algorithm.adv_estimator).needs_values else None,
-        reference=policy if algorithm.kl_coef > 0 else None,
-        reward=None,
-        rollout_ranks=(0,),
-        rollout_tensor_parallel_size=1,
-    )
+    try:
+        plan = _plan(config)
+    except ConfigError as error:
+        text = str(error)
+        for key, argument in ARGUMENT_OF.items():
+            text = text.replace(key, argument)
+        raise type(error)(text) from None
     launch = this_launch()
     if launch.world_size != 1:
         raise ConfigError(f"PPOTrainer is for one process; {launch.world_size} were started")

@@ -88,7 +88,7 @@ def _run(
             sys.stdout.write(describe_plan(config, plan, per_node, command))
         return 0
     if first and not checked:
-        save_resolved(config, loaded.origins, Path(config.run.dir) / RESOLVED)
+        _save(loaded)
     if alone and world_size > 1:
         return spawn.spawn(arguments, world_size, complain, module=MODULE)
     if checked:
@@ -96,6 +96,16 @@ def _run(
     else:
         spawn.limit_threads(launch)
     return _entry(command, config, plan)
+
+
+def _save(loaded: LoadedConfig) -> None:
+    folder = Path(loaded.config.run.dir)
+    try:
+        save_resolved(loaded.config, loaded.origins, folder / RESOLVED)
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir {folder} cannot be written: {error.strerror or error}: give another folder"
+        ) from None
 
 
 def _entry(command: str, config: Config, plan: object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from megarl.config.docs import dataclass_of, field_types, settings
 from megarl.config.layers import Layer
@@ -46,8 +46,16 @@ def _section(values: Mapping[str, Any], owner: type[Any], prefix: str, origin: s
                 f"{key}: {value!r} ({origin}) is one value, and {key} is a group of settings: "
                 f"{', '.join(field_types(part))}"
             )
+        elif get_origin(types[name]) is dict and not _is_mapping(value):
+            raise ConfigError(
+                f"{key} is {value!r} ({origin}): {key} must be a mapping, such as {{name: value}}"
+            )
         found[name] = value
     return found
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, str) and "${" in value)
 
 
 def _is_left_out(value: Any, annotation: Any) -> bool:

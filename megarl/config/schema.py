@@ -217,7 +217,7 @@ class AlgorithmConfig:
     global_batch_size: int = 64
     """Samples per optimizer step; divides rollout_batch_size x n_samples_per_prompt."""
     micro_batch_size: int = 8
-    """Samples per forward pass and data-parallel rank."""
+    """Samples per forward pass and data-parallel rank; what is left over makes a smaller one."""
     use_dynamic_batch_size: bool = False
     """Fill micro-batches up to max_tokens_per_gpu instead of micro_batch_size."""
     max_tokens_per_gpu: int = 4096

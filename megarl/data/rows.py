@@ -38,12 +38,25 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}, line {number}: not a JSON object: {error}") from error
+            if rb"\ud" in line.lower() and not _is_text(row):
+                raise DataError(
+                    f"{path}, line {number}: half of a surrogate pair (\\ud8.. to \\udf..) stands "
+                    "alone, which no text may hold: write the character itself"
+                )
             if not isinstance(row, dict):
                 kind = type(row).__name__
                 raise DataError(
                     f"{path}, line {number}: a {kind} instead of a JSON object with the columns"
                 )
             yield f"{path}, line {number}", row
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:

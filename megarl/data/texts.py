@@ -15,6 +15,8 @@ from torch import Tensor
 from megarl.data.rows import MISSING, column_names, lookup, read_rows
 from megarl.errors import DataError
 
+_TOKENIZE_AT_ONCE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -38,7 +40,7 @@ def text_columns(
 ) -> Iterator[tuple[str, str]]:
     """(prompt, completion) of each row; ("", text of prompt_column) where label_column is None.
 
-    DataError for a column that is not there.
+    DataError for a column that is not there, or holds something else than text or a number.
     """
     for place, row in islice(read_rows(Path(path)), limit):
         found = []
@@ -52,6 +54,11 @@ def text_columns(
                 raise DataError(
                     f"{place}: there is no column {column!r}; the columns are: {names} "
                     f"(data.{key}_column names one{cure})"
+                )
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise DataError(
+                    f"{place}: column {column!r} holds {value!r}, which is no text: pretraining "
+                    "reads plain texts"
                 )
             found.append(str(value))
         yield (found[0], found[1]) if label_column is not None else ("", found[0])
@@ -70,22 +77,53 @@ def read_texts(
     to predict are left out. DataError for a missing column, and where no text is left.
     """
     rows = list(text_columns(path, prompt_column, label_column))
+    found = _tokenize(rows, label_column is None, tokenizer, max_length)
+    if not found:
+        raise _nothing_to_learn(path, len(rows), max_length)
+    return found
+
+
+def check_texts(
+    path: str | Path,
+    prompt_column: str,
+    label_column: str | None,
+    tokenizer: Any,
+    max_length: int,
+    limit: int | None = None,
+) -> None:
+    """DataError where `read_texts` would raise one; reads `limit` rows, tokenizes few."""
+    count, usable = 0, False
+    rows = text_columns(path, prompt_column, label_column, limit)
+    while chunk := list(islice(rows, _TOKENIZE_AT_ONCE)):
+        count += len(chunk)
+        usable = usable or bool(_tokenize(chunk, label_column is None, tokenizer, max_length))
+    if not count:
+        raise DataError(f"data set {path} is empty: it has no rows")
+    if not usable:
+        raise _nothing_to_learn(path, count, max_length)
+
+
+def _tokenize(
+    rows: Sequence[tuple[str, str]], plain: bool, tokenizer: Any, max_length: int
+) -> list[Text]:
+    """Those of the rows that leave a token to learn."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def tokenize(texts: list[str], special: bool) -> list[list[int]]:
         # A tokenizer refuses an empty list.
         return list(tokenizer(texts, add_special_tokens=special)["input_ids"]) if texts else []
 
-    plain = label_column is None
     heads = [[] for _ in rows] if plain else tokenize([prompt for prompt, _ in rows], True)
     bodies = tokenize([body for _, body in rows], plain)
-    found = [
+    texts = (
         Text(torch.tensor((head + body + end)[:max_length]), max(len(head), 1))
         for head, body in zip(heads, bodies, strict=True)
-    ]
-    found = [text for text in found if text.tokens.numel() > text.prompt_length]
-    if not found:
-        raise DataError(
-            f"{path}: none of its {len(rows)} texts has a token to learn within {max_length} tokens"
-        )
-    return found
+    )
+    return [text for text in texts if text.tokens.numel() > text.prompt_length]
+
+
+def _nothing_to_learn(path: str | Path, count: int, max_length: int) -> DataError:
+    return DataError(
+        f"{path}: none of its {count} texts has a token to learn within {max_length} tokens "
+        "(data.max_prompt_length + data.max_response_length): raise them"
+    )

@@ -47,6 +47,11 @@ def stage_layers(shape: ModelShape, slice_: MegatronSlice) -> tuple[range, ...]:
     pp, vpp = slice_.pp_size, slice_.vpp_size
     given = {0: slice_.first_stage_layers, pp - 1: slice_.last_stage_layers}
     fixed = {stage: count for stage, count in given.items() if count is not None}
+    if pp == 1 and (slice_.first_stage_layers, slice_.last_stage_layers) != (None, None):
+        raise ConfigError(
+            "Megatron: num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage "
+            "are for pipelines of 2 stages or more"
+        )
     rest, stages_left = shape.num_layers - sum(fixed.values()), pp - len(fixed)
     even = rest // stages_left if stages_left else 0
     if rest < 0 or even * stages_left != rest:
@@ -56,6 +61,8 @@ def stage_layers(shape: ModelShape, slice_: MegatronSlice) -> tuple[range, ...]:
             + f": {rest} layers are left for {stages_left} equal stages"
         )
     counts = [fixed.get(stage, even) for stage in range(pp)]
+    if min(counts) < 1:
+        raise ConfigError(f"Megatron: a pipeline stage needs a layer, and the stages get {counts}")
     if vpp > 1 and (pp == 1 or any(count % vpp for count in counts)):
         raise ConfigError(
             f"Megatron: {vpp} virtual stages need more than one pipeline stage and must divide "

@@ -15,7 +15,9 @@ class RewardFunction(Protocol):
 
     Called with as many prompts as responses, on one rank of each replica, for some of a step's
     rows: a score must depend on its own prompt and response only. It may be slow or call a
-    service; it must not use torch.distributed. Any function of this form will do.
+    service; it must not use torch.distributed. Any function of this form will do. One with a
+    method `check(prompts)` is asked, before a run starts, whether it can score the data: it raises
+    DataError if not.
     """
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
@@ -34,8 +36,9 @@ def score(reward: RewardFunction, name: str, rollouts: Sequence[Rollout]) -> lis
     try:
         scores = list(reward(prompts, [rollout.text for rollout in rollouts]))
     except Exception as error:  # Whatever a user's function raises ends here, with its name.
+        where = _culprit(reward, rollouts) or _span(rollouts)
         raise RunError(
-            f"reward {name} raised {type(error).__name__} on {_span(rollouts)}: {error}"
+            f"reward {name} raised {type(error).__name__} on {where}: {error}"
         ) from error
     if len(scores) != len(rollouts):
         raise RunError(
@@ -58,6 +61,20 @@ def _finite(value: object, name: str, rollout: Rollout) -> float:
         f"{request.prompt.prompt_id}, source {request.prompt.source!r}): a reward must be a finite "
         f"number. The response was {rollout.text[:80]!r}"
     )
+
+
+def _culprit(reward: RewardFunction, rollouts: Sequence[Rollout]) -> str:
+    """The first sample that the reward cannot score alone; "" where it can score each."""
+    for rollout in rollouts:
+        request = rollout.request
+        try:
+            reward([request.prompt], [rollout.text])
+        except Exception:  # As in `score`, whose error is the one reported.
+            return (
+                f"row {request.row} (prompt_id {request.prompt.prompt_id}, source "
+                f"{request.prompt.source!r}, response {rollout.text[:80]!r})"
+            )
+    return ""
 
 
 def _span(rollouts: Sequence[Rollout]) -> str:

@@ -95,9 +95,11 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module  # Dataclasses and pickle look their module up.
+    if str(path.resolve().parent) not in sys.path:
+        sys.path.append(str(path.resolve().parent))  # for modules that lie beside it
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # Importing a user's file runs whatever stands in it.
+    except (Exception, SystemExit) as error:  # Importing a user's file runs what stands in it.
         del sys.modules[module_name]
         lines = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
         line = lines[-1].lineno if lines else getattr(error, "lineno", None)
@@ -111,7 +113,12 @@ def _bind(target: Any, what: str, kwargs: dict[str, Any]) -> RewardFunction:
     """The callable with its options, checked against how it will be called."""
     if inspect.isclass(target):
         _check_call(target, what, "made with its options", **kwargs)
-        target, kwargs = target(**kwargs), {}
+        try:
+            target, kwargs = target(**kwargs), {}
+        except Exception as error:  # The class is its author's, and may raise anything.
+            raise ConfigError(
+                f"{what} cannot be made with {kwargs}: {type(error).__name__}: {error}"
+            ) from error
     if not callable(target):
         raise ConfigError(f"{what}: a {type(target).__name__} is no function that can be called")
     _check_call(target, what, "called with (prompts, responses) and its options", [], [], **kwargs)

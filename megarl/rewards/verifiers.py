@@ -43,6 +43,14 @@ class NumericMatch:
     tolerance: float = 0.0
     """Greatest absolute difference that still counts as equal."""
 
+    def __post_init__(self) -> None:
+        _check_number("tolerance", self.tolerance)
+
+    def check(self, prompts: Prompts) -> None:
+        """DataError for the first label without a number."""
+        for prompt in prompts:
+            _label_number(prompt)
+
     def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
         """One score per response; DataError for a label without a number."""
         tolerance = Decimal(str(self.tolerance))
@@ -63,6 +71,14 @@ class NumberAnswer:
 
     partial: float = 0.2
 
+    def __post_init__(self) -> None:
+        _check_number("partial", self.partial)
+
+    def check(self, prompts: Prompts) -> None:
+        """DataError for the first label without a number."""
+        for prompt in prompts:
+            _label_number(prompt)
+
     def __call__(self, prompts: Prompts, responses: Responses) -> list[float]:
         """One score per response; DataError for a label without a number."""
         return [
@@ -74,6 +90,11 @@ class NumberAnswer:
         if only_number(response) == right:
             return 1.0
         return self.partial if numbers_in(response)[-1:] == [right] else 0.0
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} is {value!r}: give a number")
 
 
 def _label_number(prompt: Prompt) -> Decimal:
@@ -104,10 +125,17 @@ class ReasoningGym:
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
+    def check(self, prompts: Prompts) -> None:
+        """DataError for the first prompt without an entry, or of an unknown task."""
+        for prompt in prompts:
+            self._scorer(prompt)
+
     def _score(self, prompt: Prompt, answer: str) -> float:
-        entry = prompt.extra.get("entry")
+        return float(self._scorer(prompt)(answer, prompt.extra["entry"]))
+
+    def _scorer(self, prompt: Prompt) -> Callable[[str, dict[str, Any]], float]:
         try:
-            task = entry["metadata"]["source_dataset"]  # type: ignore[index]
+            task = prompt.extra["entry"]["metadata"]["source_dataset"]
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"prompt_id {prompt.prompt_id} (source {prompt.source!r}) has no reasoning-gym "
@@ -115,7 +143,7 @@ class ReasoningGym:
             ) from error
         if task not in self._scorers:
             self._scorers[task] = _reasoning_gym_scorer(task)
-        return float(self._scorers[task](answer, entry))  # type: ignore[arg-type]
+        return self._scorers[task]
 
 
 def _reasoning_gym_scorer(task: str) -> Callable[[str, dict[str, Any]], float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megarl.mesh.rows import RowMap
 from megarl.mesh.universe import Pool, Universe
@@ -53,11 +53,19 @@ class RolloutRole:
         """Owner of each row after generation."""
         return RowMap(tuple(self.lead_of(group) for group in groups))
 
-    def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSpec) -> list[Rollout]:
-        """Rollouts of the requests whose groups this replica serves; [] except on its lead."""
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingSpec,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """Rollouts of the requests whose groups this replica serves; [] except on its lead.
+
+        on_finished hears how many rollouts a step of this replica finished, where it finished any.
+        """
         if not self.here:
             return []
         replica = self._rank // self.tensor_parallel_size
         mine = [one for one in requests if one.group % self.num_replicas == replica]
-        rollouts = generate(self.engine, mine, sampling)
+        rollouts = generate(self.engine, mine, sampling, on_finished)
         return rollouts if self.is_lead else []

@@ -3,11 +3,12 @@
 A sync is: open the write, reshard, close it (re-pack, drop cached prefixes), advance the version.
 Proofs: a digest of every region of every vLLM parameter against its sender's; the engine's own
 check that layers were re-packed and the prefix cache is empty; the version on every sample; and a
-canary, the log-probs of a fixed text on both engines.
+canary, the log-probs of a fixed text on both engines, and how they changed since the sync before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,8 @@ from megarl.roles.rollout import RolloutRole
 
 CANARY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 1.5}
 """Largest difference of one canary log-prob, nats. In bf16 two attention kernels differ by up to
-about 1 on the same weights: there the canary sees only gross errors, and the digests the others."""
+about 1 on the same weights: there the canary sees only gross errors. What did not arrive, or not in
+its place, the digests see in any type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,18 @@ class CanaryText:
     """A fixed text whose log-probs both engines must agree on."""
 
     token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryReport:
+    """What the canary said after a sync; nats, the largest over its tokens and all replicas."""
+
+    diff: float = 0.0
+    """Between the two engines."""
+    actor_change: float = 0.0
+    """Of the actor, since the sync before; 0 at the first."""
+    rollout_change: float = 0.0
+    """Of the rollout engines, since the sync before: as large as the actor's where it arrived."""
 
 
 class WeightSync:
@@ -69,7 +83,8 @@ class WeightSync:
         self._shape = shape
         self.version = 0
         """The actor's weight version that the engines have; 0 before the first sync."""
-        self.canary_diff = 0.0
+        self.canary_report = CanaryReport()
+        self._canary_before: list[tuple[list[float], list[float]]] = []
         self._syncs = 0
 
     def run(self) -> SyncReport:
@@ -149,14 +164,25 @@ class WeightSync:
         if self._rollout.here:
             theirs = self._rollout.engine.prompt_logprobs(canary.token_ids)
         answers = self._control.gather((ours, theirs if self._rollout.is_lead else None))
-        reference = next(a for a, _ in answers if a is not None)
-        self.canary_diff = 0.0
+        reference = next(list(a) for a, _ in answers if a is not None)
         for rank, (_, seen) in enumerate(answers):
             for index, value in enumerate(seen or []):
-                diff = abs(value - reference[index])
-                self.canary_diff = max(self.canary_diff, diff)
-                if not diff <= self._canary_limit:
+                if not abs(value - reference[index]) <= self._canary_limit:
                     raise VerificationError(
                         f"weight sync {self.version}: vLLM on rank {rank} gives token {index + 1} "
                         f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"
                     )
+        after = [(reference, list(seen)) for _, seen in answers if seen is not None]
+        before = self._canary_before or after
+        self.canary_report = CanaryReport(
+            diff=max(_largest(*pair) for pair in after),
+            actor_change=_largest(before[0][0], reference),
+            rollout_change=max(
+                _largest(old, new) for (_, old), (_, new) in zip(before, after, strict=True)
+            ),
+        )
+        self._canary_before = after
+
+
+def _largest(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))

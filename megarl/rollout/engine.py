@@ -10,7 +10,7 @@ while a write is open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -68,12 +68,22 @@ class RolloutEngine(Protocol):
 
 
 def generate(
-    engine: RolloutEngine, requests: Sequence[RolloutRequest], sampling: SamplingSpec
+    engine: RolloutEngine,
+    requests: Sequence[RolloutRequest],
+    sampling: SamplingSpec,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Finish a batch: submit, step until nothing is left, and return rollouts in order of rows."""
+    """Finish a batch: submit, step until nothing is left, and return rollouts in order of rows.
+
+    on_finished hears how many rollouts a step finished, where it finished any.
+    """
     engine.submit(requests, sampling)
     finished: list[Rollout] = []
-    while engine.step():
-        finished += engine.poll()
-    finished += engine.poll()
+    more = True
+    while more:
+        more = engine.step()
+        new = engine.poll()
+        finished += new
+        if on_finished is not None and new:
+            on_finished(len(new))
     return sorted(finished, key=lambda rollout: rollout.request.row)

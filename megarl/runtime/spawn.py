@@ -42,7 +42,7 @@ def speaks(launch: Launch) -> bool:
 
 
 def die_with_parent() -> None:
-    """End this rank when its parent is gone, however that ended; on Linux only."""
+    """End this process when its parent is gone, however that ended; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -2,7 +2,7 @@
 
 A rank that fails writes its cause to the store. A thread on every rank polls the store, and the
 processes of its own node, and ends its process even when the main thread is blocked in a collective
-or in vLLM. Shared memory of the run is unlinked on the way out.
+or in vLLM. Shared memory of the run, and folders that are not whole, are removed on the way out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megarl.errors import MegaRLError
+from megarl.runtime import unfinished
 
 _LOG = logging.getLogger("megarl.watch")
 POLL_S = 0.5
@@ -185,6 +186,7 @@ class Watch:
             except (RuntimeError, dist.DistError):
                 pass  # the store is gone: there is nobody left to wait for
             sweep_shared_memory(self._run_name)
+            unfinished.remove_all()
             self._say(f"rank {failure['rank']} failed at {failure['where']}: {failure['what']}")
             os._exit(int(failure["code"]))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.order import PromptOrder
 from megarl.data.prompts import PromptDataset, configured_prompts
+from megarl.data.stop_tokens import stop_tokens
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
@@ -266,18 +265,6 @@ def read_prompts(config: Config, tokenizer: Any, path: str) -> PromptDataset:
     if not path:
         return PromptDataset((), 0)
     return configured_prompts(config.data, path, tokenizer)
-
-
-def stop_tokens(path: str, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a response: the generation config's, and the tokenizer's."""
-    found: set[int] = set()
-    if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    generation = Path(path) / "generation_config.json"
-    if generation.exists():
-        eos = json.loads(generation.read_text()).get("eos_token_id")
-        found |= set(eos) if isinstance(eos, list) else {eos} if eos is not None else set()
-    return tuple(sorted(found))
 
 
 def _canary(config: Config, prompts: Sequence[Prompt]) -> CanaryText | None:

@@ -11,6 +11,7 @@ from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
+from megarl.observe.progress import Progress
 from megarl.observe.report import show, summary_table
 from megarl.roles.actor import Actor
 from megarl.train.build import Builder, make_sampling, make_weight_sync, read_prompts
@@ -31,14 +32,19 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
     control.enter("sync_weights")
     weight_sync.run()
     control.enter("evaluate")
-    result = evaluate(
-        rollout,
-        control,
-        scorer,
-        prompts,
-        make_sampling(config, plan, tokenizer),
-        config.reward.success_reward,
-    )
+    # One replica shows its share, which is about as far as the others are with theirs.
+    share = len(prompts[:: rollout.num_replicas])
+    shows = config.observe.progress and universe.rank == rollout.lead_of(0)
+    with Progress(f"evaluate (1 of {rollout.num_replicas} replicas)", share, shows) as bar:
+        result = evaluate(
+            rollout,
+            control,
+            scorer,
+            prompts,
+            make_sampling(config, plan, tokenizer),
+            config.reward.success_reward,
+            bar.advance,
+        )
     if universe.rank == 0:
         folder = Path(config.run.dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from megarl.mesh.control import Control
@@ -62,11 +62,15 @@ def evaluate(
     prompts: Sequence[Prompt],
     sampling: SamplingSpec,
     success_reward: float,
+    on_answered: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Answer every prompt greedily and score the answers; all ranks call it together."""
+    """Answer every prompt greedily and score the answers; all ranks call it together.
+
+    on_answered hears how many answers a step of this rank's replica finished.
+    """
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
     requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
-    rollouts = rollout.generate(requests, greedy)
+    rollouts = rollout.generate(requests, greedy, on_answered)
     rewards = scorer.score(rollouts)
     own = [
         Answer(

@@ -63,11 +63,11 @@ class Learner:
         return {name: role for name, role in roles.items() if role is not None}
 
     def needs_old_logprobs(self, num_mini_batches: int) -> bool:
-        """Whether old log-probs differ from the update's own, or something else reads them."""
+        """Whether old log-probs differ from the update's own, or the reward's KL reads them."""
         algorithm = self.config.algorithm
         single = algorithm.ppo_epochs == 1 and num_mini_batches == 1
         warming = self.step < algorithm.critic_warmup
-        return not single or warming or self.reference is not None
+        return not single or warming or algorithm.kl_coef > 0
 
     @contextmanager
     def verb(self, name: str) -> Iterator[None]:

@@ -144,10 +144,9 @@ def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
     with run.verb("advantages"):
         advantages = returns = None
         sums = torch.zeros(3, dtype=torch.float64)
-        kl_sum = 0.0
         if scored.actor is not None and run.actor.is_owner:
             mask = scored.actor.mask
-            inputs, kl_sum = _advantage_inputs(run, scored, mask)
+            inputs = _advantage_inputs(run, scored, mask)
             advantages, returns = estimate(algorithm.adv_estimator, inputs)
             sums = moments(advantages, mask)
         sums = run.control.sum(sums)
@@ -155,11 +154,9 @@ def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
             if algorithm.whiten_advantages and estimator(algorithm.adv_estimator).needs_values:
                 advantages = whiten(advantages, scored.actor.mask, sums)
         critic_returns = _actor_to_critic(run, scored, returns)
-        kl = run.control.agree({"kl": kl_sum})["kl"] / max(sum(scored.rows.response_length), 1)
-    metrics = _table_metrics(scored.table)
-    if run.reference is not None:
-        metrics |= {"actor/ref_kl": kl, "actor/kl_coef": run.kl_controller.value}
-    run.kl_controller.update(kl, len(scored.table))
+        metrics = _table_metrics(scored.table)
+        if run.needs_old_logprobs(len(scored.rows.mini_batches)):
+            metrics |= _reference_kl(run, scored)
     return AdvantageStep(scored, advantages, critic_returns, metrics)
 
 
@@ -187,6 +184,8 @@ def update(run: Learner, batch: AdvantageStep) -> dict[str, float]:
             metrics |= _reduced(run, result, run.actor, PolicyStats, "actor/pg_loss", "actor")
             if result is not None and scored.old_logprobs is None:
                 scored.old_logprobs = result.logprobs
+        if not run.needs_old_logprobs(len(scored.rows.mini_batches)):
+            metrics |= _reference_kl(run, scored)
     return metrics | _mismatch(run, scored)
 
 
@@ -286,21 +285,33 @@ def _actor_to_critic(run: Learner, scored: ScoredStep, returns: Tensor | None) -
     return scored.critic.from_rows(arrived)
 
 
-def _advantage_inputs(
-    run: Learner, scored: ScoredStep, mask: Tensor
-) -> tuple[AdvantageInputs, float]:
-    """The estimator's inputs on an owner, and the sum of the KL to the reference there."""
+def _reference_kl(run: Learner, scored: ScoredStep) -> dict[str, float]:
+    """Mean KL of a response token to the reference, told to the controller; {} without one."""
+    if run.reference is None:
+        return {}
+    kl = 0.0
+    if scored.ref_logprobs is not None and scored.actor is not None:
+        assert scored.old_logprobs is not None
+        mask = scored.actor.mask
+        kl = float(
+            masked_sum(kl_estimate(scored.old_logprobs, scored.ref_logprobs, mask, "k1"), mask)
+        )
+    kl = run.control.agree({"kl": kl})["kl"] / max(sum(scored.rows.response_length), 1)
+    metrics = {"actor/ref_kl": kl, "actor/kl_coef": run.kl_controller.value}
+    run.kl_controller.update(kl, len(scored.table))
+    return metrics
+
+
+def _advantage_inputs(run: Learner, scored: ScoredStep, mask: Tensor) -> AdvantageInputs:
+    """The estimator's inputs on an owner."""
     algorithm, batch = run.config.algorithm, scored.actor
     assert batch is not None
     reward = scored.table.reward[list(batch.index)]
-    kl, kl_sum = None, 0.0
-    if scored.ref_logprobs is not None:
-        policy = scored.old_logprobs
-        assert policy is not None
-        kl = kl_estimate(policy, scored.ref_logprobs, mask, "k1")
-        kl_sum = float(masked_sum(kl, mask))
+    kl = None
+    if scored.ref_logprobs is not None and scored.old_logprobs is not None:
+        kl = kl_estimate(scored.old_logprobs, scored.ref_logprobs, mask, "k1")
     coefficient = run.kl_controller.value if algorithm.kl_coef > 0 else 0.0
-    inputs = AdvantageInputs(
+    return AdvantageInputs(
         mask=mask,
         rewards=token_level_rewards(reward, kl, mask, coefficient),
         scores=sequence_rewards(reward, kl, mask, coefficient),
@@ -309,7 +320,6 @@ def _advantage_inputs(
         gamma=algorithm.gamma,
         lam=algorithm.lam,
     )
-    return inputs, kl_sum
 
 
 def _in_slice(role: MegatronRole, batch: RoleBatch | None, values: Tensor | None) -> Tensor:

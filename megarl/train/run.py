@@ -76,6 +76,7 @@ class Run(Learner):
         due = self.step in (0, steps) or (interval > 0 and self.step % interval == 0)
         if not due or not self.eval_prompts or self.step in self.books.evaluations:
             return
+        self.control.step = self.step
         with self.verb("evaluate"):
             result = evaluate(
                 self.rollout,
@@ -95,8 +96,12 @@ class Run(Learner):
         answers = self.control.gather(self.books.sync)
         total = {name: sum(answer[name] for answer in answers) for name in answers[0]}
         total["reshard/seconds"] = max(answer["reshard/seconds"] for answer in answers)
-        total["reshard/canary_diff"] = self.weight_sync.canary_diff
-        return total
+        canary = self.weight_sync.canary_report
+        return total | {
+            "reshard/canary_diff": canary.diff,
+            "reshard/canary_actor_change": canary.actor_change,
+            "reshard/canary_rollout_change": canary.rollout_change,
+        }
 
     def _memory_metrics(self) -> dict[str, float]:
         return {"perf/peak_memory_gib": sum(self.control.gather(peak_memory_bytes())) / 2**30}

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megarl.runtime import unfinished
+
 COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -49,13 +51,15 @@ def shard_tensors(
 class FolderWriter:
     """Writes shards into `<folder>.partial` and renames it when `finish` is called.
 
-    Use as `with FolderWriter(...) as writer`: an exception inside removes what was written.
+    Use as `with FolderWriter(...) as writer`: an exception inside, or the end of the process
+    because a peer failed, removes what was written.
     """
 
     def __init__(self, folder: str | Path, template: str | Path, num_shards: int) -> None:
         self._folder = Path(folder)
         self._partial = self._folder.with_name(self._folder.name + ".partial")
         shutil.rmtree(self._partial, ignore_errors=True)
+        unfinished.begin(self._partial)
         self._partial.mkdir(parents=True)
         for name in COMPANIONS:
             if (Path(template) / name).exists():
@@ -75,6 +79,7 @@ class FolderWriter:
     ) -> None:
         if error is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
+        unfinished.end(self._partial)
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the next shard."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from megarl.errors import DataError
 from megarl.layout import Box
 
+COMPUTED = "rotary_emb.inv_freq"
+"""End of the names of tensors that old files hold and every model computes."""
+EQUAL_BLOCK_ROWS = 4096
 FRESH_BLOCK_ROWS = 256
 """Rows that share one generator: a rank makes only the blocks its boxes touch."""
 
@@ -43,8 +46,11 @@ class SafetensorsFolder:
         """Names of the tensors."""
         return set(self._file_of)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise DataError unless every expected tensor is there with its shape."""
+    def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:
+        """Raise DataError unless every expected tensor is there with its shape, and no other.
+
+        ignored: names that may be there all the same, and are not read.
+        """
         missing = sorted(set(expected) - self.names)
         if missing:
             raise DataError(
@@ -58,6 +64,29 @@ class SafetensorsFolder:
                     f"{self.folder / self._file_of[name]}: {name} has shape {list(found)}, "
                     f"config.json asks for {list(shape)}"
                 )
+        surplus = sorted(
+            name
+            for name in self.names - set(expected) - set(ignored)
+            if not name.endswith(COMPUTED)
+        )
+        if surplus:
+            raise DataError(
+                f"{self.folder}: {len(surplus)} tensors are there that config.json does not ask "
+                f"for, such as {surplus[0]}: its num_hidden_layers, tie_word_embeddings or "
+                "architectures are another model's"
+            )
+
+    def equal(self, tensor: str, other: str) -> bool:
+        """Whether two tensors hold the same values; read a block of rows at a time."""
+        shapes = [tuple(self._slice(name).get_shape()) for name in (tensor, other)]
+        if shapes[0] != shapes[1]:
+            return False
+        rows, rest = shapes[0][0], shapes[0][1:]
+        blocks = (
+            Box((lo, *(0 for _ in rest)), (min(lo + EQUAL_BLOCK_ROWS, rows), *rest))
+            for lo in range(0, rows, EQUAL_BLOCK_ROWS)
+        )
+        return all(torch.equal(self.read(tensor, box), self.read(other, box)) for box in blocks)
 
     def read(self, tensor: str, box: Box) -> Tensor:
         """The values of `box` of `tensor`, read from its file and nothing else."""

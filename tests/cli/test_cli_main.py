@@ -127,6 +127,10 @@ def test_bad_input_is_one_message_and_status_2(
     assert error.count("\n") == 1
     assert main(["train", config, "run.step=3"]) == 2
     assert "did you mean run.steps?" in capsys.readouterr().err
+    assert main(["train", config, "run.dir=/proc/nowhere/run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("megarl: error: run.dir /proc/nowhere/run cannot be written")
+    assert error.count("\n") == 1
 
 
 def test_no_traceback_in_a_process_of_its_own(config: str) -> None:

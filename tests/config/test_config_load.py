@@ -138,6 +138,13 @@ def test_a_missing_file_and_a_missing_default_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize("override", ["resources=[0,1]", "reward.kwargs=[1]", "resources=null"])
+def test_a_list_where_a_mapping_belongs(override: str) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError, match=rf"{key} is .*override.*must be a mapping"):
+        load_config(None, [override])
+
+
 def test_every_setting_and_section_is_documented() -> None:
     assert [setting.key for setting in settings() if not setting.doc] == []
     assert [key for key, doc in sections().items() if not doc] == []

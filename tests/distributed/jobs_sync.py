@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.reshard import executor
 from megarl.reshard.executor import SyncReport
 from megarl.reshard.regions import RegionSet
-from megarl.roles.weight_sync import CANARY_LIMIT, CanaryText, WeightSync
+from megarl.roles.weight_sync import CANARY_LIMIT, CanaryReport, CanaryText, WeightSync
 from megarl.rollout import engine as rollout_engine
 from megarl.train.build import Builder
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
@@ -206,6 +207,17 @@ def recover(rank: Rank) -> list[tuple[int, ...]]:
     return generate_some(rank)
 
 
+def canaries(rank: Rank, count: int) -> list[CanaryReport]:
+    """What the canary says after each of `count` syncs, a training step between."""
+    stage: Stage = rank.kept["stage"]
+    said = []
+    for _ in range(count):
+        stage.sync.run()
+        said.append(stage.sync.canary_report)
+        train_step(rank)
+    return said
+
+
 def generate_some(rank: Rank) -> list[tuple[int, ...]]:
     """Two rollouts with prompts long enough to fill blocks of the prefix cache."""
     stage: Stage = rank.kept["stage"]
@@ -239,6 +251,34 @@ def _corrupt_one_element(rank: Rank, stage: Stage) -> Iterator[None]:
 
     with mock.patch.object(RegionSet, "unpack", corrupting):
         yield
+
+
+@contextmanager
+def _swap_two_boxes(rank: Rank, stage: Stage) -> Iterator[None]:
+    """Two boxes of one size land in each other's place, on the last rank only."""
+    if rank.rank != rank.universe.size - 1:
+        yield
+        return
+    unpack, done = RegionSet.unpack, []
+
+    def misplacing(self: RegionSet, buffer: Tensor) -> None:
+        arrived = [
+            buffer[offset : offset + size]
+            for _, _, table in self._groups
+            for offset, size in zip(table.rows[:, 11], table.numels, strict=True)
+        ]
+        for one, other in itertools.combinations([] if done else arrived, 2):
+            if one.shape == other.shape and not torch.equal(one, other):
+                kept = one.clone()
+                one.copy_(other)
+                other.copy_(kept)
+                done.append(True)
+                break
+        unpack(self, buffer)
+
+    with mock.patch.object(RegionSet, "unpack", misplacing):
+        yield
+    assert done
 
 
 @contextmanager
@@ -282,6 +322,7 @@ def _skip_repack(which: str) -> Callable[[Rank, Stage], Any]:
 SABOTAGE: dict[str, Callable[[Rank, Stage], Any]] = {
     "skipped sync": _skip_movement,
     "one wrong element": _corrupt_one_element,
+    "one wrong box": _swap_two_boxes,
     "prefix cache left alone": _keep_prefix_cache,
     "spoilt after its digest": _break_after_the_digests,
     "packed layer left old": _skip_repack("model.layers.2.mlp.down_proj"),

@@ -40,7 +40,13 @@ def steered(config: Config) -> None:
     config.algorithm.critic_warmup = 1
 
 
-@pytest.mark.parametrize("change", [plain, steered])
+def kl_in_the_loss_alone(config: Config) -> None:
+    """One update a step: the reference is read, and no log-probs are recomputed for it."""
+    config.algorithm.kl_coef, config.algorithm.ppo_epochs = 0.0, 1
+    config.algorithm.use_kl_loss, config.algorithm.kl_loss_coef = True, 0.1
+
+
+@pytest.mark.parametrize("change", [plain, steered, kl_in_the_loss_alone])
 def test_a_run_is_plain_ppo(
     change: Callable[[Config], None], cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

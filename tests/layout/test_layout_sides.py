@@ -77,7 +77,9 @@ def test_layers_are_dealt_as_megatron_deals_them() -> None:
     assert uneven == [[[0]], [[1, 2, 3, 4]], [[5, 6, 7, 8]]]
     uneven = deal(8, 2, 2, first_stage_layers=2)
     assert uneven == [[[0], [4]], [[1, 2, 3], [5, 6, 7]]]
-    assert deal(4, 1, 1, first_stage_layers=4) == [[[0, 1, 2, 3]]]
+    for odd in ((4, 1, 4), (4, 2, 0), (4, 2, 4), (4, 2, -1)):
+        with pytest.raises(ConfigError, match="2 stages or more|needs a layer|do not fit"):
+            deal(odd[0], odd[1], 1, first_stage_layers=odd[2])
 
 
 def test_megatron_names_at_the_edges() -> None:

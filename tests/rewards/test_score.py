@@ -53,6 +53,15 @@ def test_what_the_function_raised_is_the_cause():
     def broken(prompts, responses):
         raise KeyError("answer")
 
-    with pytest.raises(RunError, match="raised KeyError on rows 10 to 10.*70.*sums") as caught:
+    with pytest.raises(RunError, match="raised KeyError on row 10 .*70.*sums") as caught:
         score(broken, "own", rollouts("a"))
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_the_sample_that_made_it_raise_is_named():
+    def picky(prompts, responses):
+        return [1.0 / len(response) for response in responses]
+
+    words = "raised ZeroDivisionError on row 12 .*prompt_id 72"
+    with pytest.raises(RunError, match=words):
+        score(picky, "own", rollouts("a", "b", "", "c"))

@@ -65,6 +65,18 @@ def raise_in_one(session: Session, rank: int, folder: Path) -> None:
     wait_for_peers(session, rank)
 
 
+def raise_while_writing(session: Session, rank: int, folder: Path) -> None:
+    """Rank 0 writes a model and waits for a part of it; rank 2 fails then."""
+    from megarl.weights.folder import FolderWriter
+
+    if rank != 0:
+        raise_in_one(session, rank, folder)
+    (folder / "template").mkdir()
+    with FolderWriter(folder / "model", folder / "template", 2) as writer:
+        writer.write({"a": torch.ones(2)})
+        wait_for_peers(session, rank)
+
+
 def config_error(session: Session, rank: int, folder: Path) -> None:
     """All ranks find the same mistake."""
     mark(folder)
@@ -139,6 +151,7 @@ def raise_in_vllm(session: Session, rank: int, folder: Path) -> None:
 
 SCENARIOS = {
     "raise": raise_in_one,
+    "raise-while-writing": raise_while_writing,
     "config-error": config_error,
     "kill": kill_one,
     "wait": wait_only,

@@ -164,6 +164,15 @@ def test_a_raise_on_one_rank(started: Started) -> None:
     check_cause(started, "rank 2 failed at step 4, verb 2 (second)", "ValueError: sample 17 is bad")
 
 
+def test_a_raise_while_another_rank_writes_a_model(started: Started) -> None:
+    """What the writer had written goes, though it never saw an exception."""
+    start_plain(started, "raise-while-writing")
+    assert started.seconds_until_gone() < LIMIT_S
+    check_cause(started, "rank 2 failed at step 4, verb 2 (second)", "ValueError: sample 17 is bad")
+    assert (started.folder / "template").is_dir()
+    assert not list(started.folder.glob("model*"))
+
+
 @pytest.mark.slow
 def test_a_raise_under_torchrun(started: Started) -> None:
     start_torchrun(started, "raise")

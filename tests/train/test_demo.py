@@ -77,3 +77,20 @@ def test_too_little_gain_is_exit_status_1(finished: Path) -> None:
 def test_other_settings_are_refused(finished: Path) -> None:
     done = demo(finished, "--steps", "3", "--pretrain", "8")
     assert done.returncode != 0 and "was made with" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_eval_repeats_the_last_evaluation(finished: Path, tmp_path: Path) -> None:
+    """`megarl eval` on the exported model: the answers of the run, with plain lines of progress."""
+    command = [sys.executable, "-m", "megarl.cli.main", "eval", "configs/demo/ppo.yaml"]
+    command += [f"run.dir={tmp_path / 'eval'}", f"actor.model.path={finished / 'ppo' / 'model'}"]
+    command += [f"data.eval_path={finished / 'assets' / 'heldout.jsonl'}"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "evaluate (1 of 2 replicas) 150/150 (done)" in done.stderr
+    answers, again = (
+        [json.loads(line)["token_ids"] for line in path.read_text().splitlines()]
+        for path in (finished / "ppo" / "answers-step2.jsonl", tmp_path / "eval" / "answers.jsonl")
+    )
+    assert sum(one == other for one, other in zip(answers, again, strict=True)) >= 297

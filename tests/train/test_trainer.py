@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_folder import write_folder
 
 from megarl.errors import ConfigError
-from megarl.trainer import PPOBatch, check_batch
+from megarl.trainer import PPOBatch, PPOTrainer, check_batch
 
 SCRIPT = """
 import json, sys
@@ -84,9 +85,32 @@ def test_updates_move_the_policy_towards_the_reward(estimator: str, tmp_path: Pa
         ({"responses": [[], [1]]}, "sample 0 has 1 prompt and 0 response tokens"),
         ({"rewards": [1.0, float("nan")]}, "the reward of sample 1 is nan"),
         ({"logprobs": [[-1.0], []]}, "sample 1 has 0 logprobs for 1 response tokens"),
+        ({"responses": [[1], [70]]}, "sample 1 has token 70; the model's are 0 to 69"),
+        ({"groups": [0, 1]}, "grpo compares .* every advantage would be 0"),
+        ({}, "grpo compares .* every advantage would be 0"),
     ],
 )
 def test_samples_that_cannot_be_learned_from(change: dict[str, Any], words: str) -> None:
     given: dict[str, Any] = {"prompts": [[5], [6]], "responses": [[1], [1]], "rewards": [1.0, 0.0]}
     with pytest.raises(ConfigError, match=words):
-        check_batch(PPOBatch(**(given | change)))
+        check_batch(PPOBatch(**(given | change)), 70, "grpo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kl_coef": -1.0}, "kl_coef is -1.0: give a number of at least 0"),
+        ({"clip_range": 2.0}, "clip_range is 2.0: give a number"),
+        ({"temperature": 0.0}, "temperature is 0.0: give a number above 0"),
+        ({"ppo_epochs": 0}, "ppo_epochs is 0"),
+        ({"mini_batch_size": 0}, "mini_batch_size is 0"),
+        ({"adv_estimator": "gea"}, "gea"),
+        ({"model_name": "none"}, "model_name none: there is no none/config.json"),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    arguments: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "model")
+    with pytest.raises(ConfigError, match=words):
+        PPOTrainer(**({"model_name": str(folder)} | arguments))

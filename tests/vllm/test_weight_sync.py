@@ -64,6 +64,7 @@ SABOTAGED = {
 EXPECTED = {
     "skipped sync": "did not arrive",
     "one wrong element": "did not arrive",
+    "one wrong box": "did not arrive",
     "prefix cache left alone": "prefix cache still holds",
     "spoilt after its digest": "of the canary log-prob",
     "packed layer left old": "model.layers.2.mlp.down_proj",
@@ -88,3 +89,14 @@ def test_a_sync_that_did_not_arrive_is_caught(sabotage: str, stage: World) -> No
         assert error.startswith("VerificationError") and EXPECTED[sabotage] in error
     first, second = stage.run(jobs_sync.recover)
     assert first == second and len(first) == 2
+
+
+def test_the_canary_moves_on_both_engines(cluster: Cluster, tiny: TinyModels) -> None:
+    """A large step: what the actor's log-probs changed by, the engines' changed by too."""
+    case = SyncCase("llama", MeshLayout(pp=2), 2, lr=1e-2)
+    with cluster.world(range(2)) as world:
+        world.run(jobs_sync.build, tiny(case.family), case)
+        first, second = world.run(jobs_sync.canaries, 2)[0]
+    assert first.actor_change == first.rollout_change == 0 and first.diff < 1e-4
+    assert second.actor_change > 0.1 and second.diff < 1e-4
+    assert abs(second.actor_change - second.rollout_change) < 2e-4

@@ -34,7 +34,7 @@ def check_groups(config: Config) -> None:
 
 
 def check_replicas(config: Config, plan: RunPlan) -> None:
-    """ConfigError where rollout replicas would stand idle."""
+    """ConfigError where rollout replicas or data-parallel ranks would stand idle."""
     data, tp = config.data, plan.rollout_tensor_parallel_size
     replicas = len(plan.rollout_ranks) // tp
     if data.rollout_batch_size < replicas:
@@ -43,6 +43,16 @@ def check_replicas(config: Config, plan: RunPlan) -> None:
             f"{replicas} rollout replicas ({len(plan.rollout_ranks)} ranks / "
             f"rollout.tensor_parallel_size {tp}): take at least {replicas} prompts"
         )
+    batch, group = config.algorithm.global_batch_size, data.n_samples_per_prompt
+    for name in ("actor", "critic"):
+        dp = plan.roles[name].layout.dp if name in plan.roles else 1
+        if batch // group < dp:
+            raise ConfigError(
+                f"algorithm.global_batch_size {batch} holds {batch // group} prompts of "
+                f"data.n_samples_per_prompt {group} samples, less than the {name}'s {dp} "
+                f"data-parallel ranks: the samples of a prompt stay on one; take at least "
+                f"{dp * group}"
+            )
 
 
 def check_lengths(config: Config, plan: RunPlan) -> None:

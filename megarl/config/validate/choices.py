@@ -52,10 +52,10 @@ class Range(NamedTuple):
         return above and below
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        low = f"above {self.low:.10g}" if self.open_low else f"of at least {self.low:.10g}"
         if self.high == math.inf:
             return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:.10g}"
 
 
 _COUNT, _NATURAL = Range(1), Range(0)
@@ -63,6 +63,7 @@ _POSITIVE, _SHARE = Range(0, open_low=True), Range(0, 1, open_low=True)
 
 RANGES: dict[str, Range] = {
     "run.steps": _COUNT,
+    "run.seed": Range(0, 2**32 - 1),
     "run.eval_interval": _NATURAL,
     "run.timeout_s": _POSITIVE,
     "run.stall_timeout_s": _POSITIVE,

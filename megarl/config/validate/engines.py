@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from pathlib import Path
 
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
+from megarl.rollout.vllm_arguments import SET_HERE, known_arguments
 from megarl.runtime.device import on_cuda
 
 
@@ -27,6 +29,8 @@ def check_engine(config: Config) -> None:
             "rollout.engine is vllm, which is not installed: `make venv` installs the pinned one; "
             "or take rollout.engine=transformers, which is slow"
         )
+    if rollout.engine == "vllm":
+        _check_vllm_arguments(config)
     if rollout.engine == "transformers" and rollout.tensor_parallel_size != 1:
         raise ConfigError(
             f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size}: the transformers "
@@ -43,6 +47,20 @@ def check_logger(config: Config) -> None:
             "observe.use_tensorboard is true and tensorboard is not installed: pip install "
             "tensorboard, or set observe.use_tensorboard=false"
         )
+
+
+def _check_vllm_arguments(config: Config) -> None:
+    names = {str(name) for name in config.rollout.engine_args}
+    known = known_arguments()
+    for name in sorted(names & SET_HERE):
+        raise ConfigError(
+            f"rollout.engine_args.{name}: MegaRL sets this argument of vLLM itself, from the run's "
+            "settings or as the weight sync needs it; leave it out"
+        )
+    for name in sorted(names - known if known else ()):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"rollout.engine_args.{name}: vLLM has no such argument{hint}")
 
 
 def _check_script(config: Config) -> None:

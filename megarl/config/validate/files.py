@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.data.prompts import configured_prompts
-from megarl.data.texts import text_columns
+from megarl.data.stop_tokens import stop_tokens
+from megarl.data.texts import check_texts
 from megarl.errors import ConfigError, DataError
-from megarl.layout.rules import hf_tensors
+from megarl.layout.rules import ModelShape, hf_tensors
+from megarl.rewards.base import RewardFunction
 from megarl.rewards.load import configured_reward
 from megarl.weights.source import SafetensorsFolder
 
 WHOLE_FILE_BYTES = 64 << 20
 """Data sets up to this size are read whole here; of larger ones the first rows."""
 FIRST_ROWS = 20_000
+LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+PADDING_ROWS = 128
+"""Rows by which an embedding is commonly padded beyond its tokenizer."""
 
 
 def check_run_folder(config: Config) -> None:
@@ -25,6 +31,8 @@ def check_run_folder(config: Config) -> None:
     above = [parent for parent in (folder, *folder.parents) if parent.exists()]
     if above and not above[0].is_dir():
         raise ConfigError(f"run.dir {folder}: {above[0]} is a file: give another folder")
+    if above and not os.access(above[0], os.W_OK | os.X_OK):
+        raise ConfigError(f"run.dir {folder}: {above[0]} cannot be written: give another folder")
 
 
 def check_folders(config: Config, plan: RunPlan) -> None:
@@ -41,14 +49,19 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         raise ConfigError(f"data.{needed} is empty: give a .jsonl or .parquet file")
     tokenizer = _tokenizer(plan.actor)
     if purpose == "pretrain":
-        _check_texts(config)
+        _check_texts(config, tokenizer)
         return
     try:
-        configured_reward(config.reward, config.data.label_column)
+        stop_tokens(plan.actor.path, tokenizer)
+    except DataError as error:
+        raise DataError(f"actor.model.path: {error}") from None
+    try:
+        named = configured_reward(config.reward, config.data.label_column)
     except ConfigError as error:
         raise ConfigError(f"reward.function: {error}") from None
+    reward = named[1] if named else None
     for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
-        _check_prompts(config, tokenizer, key)
+        _check_prompts(config, tokenizer, key, reward)
 
 
 def _check_weights(name: str, role: RolePlan) -> None:
@@ -58,11 +71,20 @@ def _check_weights(name: str, role: RolePlan) -> None:
         if name == "critic" and role.shape.scalar_head not in folder.names:
             # A critic that starts from a language model gets a new head.
             expected.pop(role.shape.scalar_head or "", None)
-        folder.check(expected)
+        folder.check(expected, _not_read(folder, role.shape))
     except DataError as error:
         raise DataError(
             f"{name}: {error} (or set {name}.model.fresh=true for new random weights)"
         ) from None
+
+
+def _not_read(folder: SafetensorsFolder, shape: ModelShape) -> frozenset[str]:
+    """The output layer, where another head takes its place, or where it is the embedding again."""
+    if LM_HEAD not in folder.names:
+        return frozenset()
+    if shape.scalar_head is not None or (shape.tied and folder.equal(LM_HEAD, EMBEDDING)):
+        return frozenset({LM_HEAD})
+    return frozenset()
 
 
 def _tokenizer(role: RolePlan) -> Any:
@@ -70,29 +92,39 @@ def _tokenizer(role: RolePlan) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(role.path)
-        size = len(tokenizer)
+        size = max(tokenizer.get_vocab().values(), default=-1) + 1
     except Exception as error:  # Its files are read by many readers, each with errors of its own.
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"actor.model.path {role.path}: no tokenizer can be read: {cause}; copy tokenizer.json "
             "and tokenizer_config.json into it"
         ) from None
-    if size > role.shape.vocab_size:
+    rows = role.shape.vocab_size
+    if size > rows:
         raise ConfigError(
             f"actor.model.path {role.path}: the tokenizer has {size} tokens, the embedding "
-            f"vocab_size {role.shape.vocab_size} rows: they do not belong together, or the "
-            "embedding was not resized after tokens were added"
+            f"vocab_size {rows} rows: they do not belong together, or the embedding was not "
+            "resized after tokens were added"
+        )
+    if 2 * size < rows or (10 * size < 9 * rows and rows - size > PADDING_ROWS):
+        raise ConfigError(
+            f"actor.model.path {role.path}: the tokenizer has {size} tokens, the embedding "
+            f"vocab_size {rows} rows: far more than padding explains, so the tokenizer is another "
+            "model's; copy the model's own tokenizer.json and tokenizer_config.json into it"
         )
     return tokenizer
 
 
-def _check_prompts(config: Config, tokenizer: Any, key: str) -> None:
+def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunction | None) -> None:
     data, path = config.data, getattr(config.data, key)
     if not path:
         return
     limit = _row_limit(path)
     try:
         prompts = configured_prompts(data, path, tokenizer, limit)
+        can_score = getattr(reward, "check", None)
+        if can_score is not None:
+            can_score(prompts)
     except DataError as error:
         raise DataError(f"data.{key}: {error}") from None
     if key == "train_path" and limit is None and len(prompts) < data.rollout_batch_size:
@@ -103,16 +135,20 @@ def _check_prompts(config: Config, tokenizer: Any, key: str) -> None:
         )
 
 
-def _check_texts(config: Config) -> None:
+def _check_texts(config: Config, tokenizer: Any) -> None:
     """Pretraining reads texts, or prompts and what follows them."""
-    data, limit = config.data, _row_limit(config.data.train_path)
+    data = config.data
     try:
-        rows = text_columns(data.train_path, data.prompt_column, data.label_column, limit)
-        count = sum(1 for _ in rows)
+        check_texts(
+            data.train_path,
+            data.prompt_column,
+            data.label_column,
+            tokenizer,
+            data.max_prompt_length + data.max_response_length,
+            _row_limit(data.train_path),
+        )
     except DataError as error:
         raise DataError(f"data.train_path: {error}") from None
-    if not count:
-        raise DataError(f"data.train_path: data set {data.train_path} is empty: it has no rows")
 
 
 def _row_limit(path: str | Path) -> int | None:

@@ -72,6 +72,11 @@ def _read(config: Config, role: Role) -> RoleModel:
         inverse_frequencies(hf, shape.head_dim)
     except ConfigError as error:
         raise ConfigError(f"{key} {path}: {error}") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise DataError(
+            f"{key} {path}: config.json holds a value of a type that no model has there "
+            f"({type(error).__name__}: {error}); copy it again"
+        ) from None
     if role == "critic" and shape.scalar_head is None:
         shape = with_scalar_head(shape)
     return RoleModel(key, path, hf, shape, mesh)
