@@ -45,6 +45,8 @@ class SyncCase:
     rollout_dtype: str = "float32"
     lr: float = 1e-2
     canary: bool = True
+    rollout_ranks: tuple[int, ...] = ()
+    """Without any, the actor's."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SyncFacts:
     """What the transport delivered."""
     changed: bool
     """Whether the weights differ from those of the sync before."""
+    canary: CanaryReport
 
 
 @dataclass
@@ -73,11 +76,12 @@ class Stage:
 
 def build(rank: Rank, path: str, case: SyncCase) -> None:
     """Actor, vLLM and the sync between them."""
-    world = tuple(range(rank.universe.size))
+    world = tuple(range(case.layout.size))
     actor = make_actor(
         rank,
         path,
         case.layout,
+        ranks=world,
         dtype=case.actor_dtype,
         optimizer=OptimizerConfig(lr=case.lr),
     )
@@ -86,11 +90,17 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
     config.data.max_prompt_length, config.data.max_response_length = 96, 32
     config.rollout.max_num_batched_tokens = 512
     config.rollout.engine_args = {"block_size": 32}  # two blocks of a prompt of 68 tokens are full
-    plan = run_plan(path, RoleSpec(world, case.layout), rollout_tp=case.rollout_tp)
+    plan = run_plan(
+        path,
+        RoleSpec(world, case.layout),
+        rollout_tp=case.rollout_tp,
+        rollout_ranks=case.rollout_ranks,
+    )
     rollout = Builder(config, plan, rank.universe).rollout(
         AutoTokenizer.from_pretrained(path), path
     )
-    rank.kept["engine"] = rollout.engine
+    if rollout.here:
+        rank.kept["engine"] = rollout.engine
     canary = CanaryText(tuple(range(2, 18))) if case.canary else None
     sync = WeightSync(
         rank.universe,
@@ -124,10 +134,12 @@ def prove_syncs(rank: Rank, hf: dict[str, Any], count: int) -> list[SyncFacts]:
                 report,
                 counted[0],
                 before is None or any(not _same_bits(x, before[n]) for n, x in arrived.items()),
+                stage.sync.canary_report,
             )
         )
         before = arrived
-        train_step(rank)
+        if stage.actor.here:
+            train_step(rank)
     return facts
 
 
@@ -148,21 +160,28 @@ def train_step(rank: Rank) -> float:
 
 
 def poison(stage: Stage) -> None:
-    """NaN in every element of vLLM's parameters."""
+    """NaN in every element of vLLM's parameters, where there are any."""
+    if not stage.rollout.here:
+        return
     for parameter in stage.rollout.engine.begin_load().values():
         parameter.fill_(math.nan)
 
 
 def snapshot(stage: Stage) -> dict[str, Tensor]:
-    """Copies of vLLM's parameters."""
+    """Copies of vLLM's parameters; none on ranks without an engine."""
+    if not stage.rollout.here:
+        return {}
     model = stage.rollout.engine._model
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def _loaded_by_vllm(rank: Rank, stage: Stage, hf: dict[str, Any]) -> dict[str, Tensor]:
     """What vLLM's own loaders make of the full tensors, gathered from all ranks of the actor."""
-    own = {name: p.detach().clone() for name, p in stage.actor.engine.parameters().items()}
-    full = full_weights(rank.universe.all_gather(own), stage.case.layout, hf)
+    live = stage.actor.engine.parameters() if stage.actor.here else {}
+    shards = rank.universe.all_gather({name: p.detach().clone() for name, p in live.items()})
+    full = full_weights(shards[: stage.case.layout.size], stage.case.layout, hf)
+    if not stage.rollout.here:
+        return {}
     dtype = getattr(torch, stage.case.rollout_dtype)
     poison(stage)
     stage.rollout.engine._model.load_weights((n, x.to(dtype)) for n, x in full.items())
@@ -205,17 +224,6 @@ def recover(rank: Rank) -> list[tuple[int, ...]]:
     stage: Stage = rank.kept["stage"]
     stage.sync.run()
     return generate_some(rank)
-
-
-def canaries(rank: Rank, count: int) -> list[CanaryReport]:
-    """What the canary says after each of `count` syncs, a training step between."""
-    stage: Stage = rank.kept["stage"]
-    said = []
-    for _ in range(count):
-        stage.sync.run()
-        said.append(stage.sync.canary_report)
-        train_step(rank)
-    return said
 
 
 def generate_some(rank: Rank) -> list[tuple[int, ...]]:

@@ -29,9 +29,10 @@ def train_run(
     reference: RoleSpec | None,
     rollout_tp: int,
     reward: tuple[str, RoleSpec] | None = None,
+    rollout_ranks: tuple[int, ...] = (),
 ) -> dict[int, dict[str, float]] | None:
     """Train from start to end; step -> metrics from step 1 on, on universe rank 0."""
-    plan = run_plan(path, actor, critic, reference, rollout_tp, reward)
+    plan = run_plan(path, actor, critic, reference, rollout_tp, reward, rollout_ranks)
     run = build_run(config, plan, rank.universe, rank.control)
     train(run)
     if config.rollout.engine == "vllm" and run.rollout.here:

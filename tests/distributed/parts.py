@@ -40,17 +40,18 @@ def run_plan(
     reference: RoleSpec | None = None,
     rollout_tp: int = 1,
     reward: tuple[str, RoleSpec] | None = None,
+    rollout_ranks: tuple[int, ...] = (),
 ) -> RunPlan:
-    """The plan of a run whose rollouts share the actor's ranks; reward: folder and place."""
+    """The plan of a run; reward: folder and place; without rollout_ranks they are the actor's."""
     specs = (actor, critic, reference, reward[1] if reward else None)
-    world = {rank for spec in specs if spec for rank in spec.ranks}
+    world = {rank for spec in specs if spec for rank in spec.ranks} | set(rollout_ranks)
     return RunPlan(
         world_size=len(world),
         actor=role_plan(path, actor),
         critic=role_plan(path, critic, scalar_head=True) if critic else None,
         reference=role_plan(path, reference) if reference else None,
         reward=role_plan(*reward) if reward else None,
-        rollout_ranks=actor.ranks,
+        rollout_ranks=rollout_ranks or actor.ranks,
         rollout_tensor_parallel_size=rollout_tp,
     )
 

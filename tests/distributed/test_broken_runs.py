@@ -6,15 +6,18 @@ a gradient that are not finite. How all ranks then end together is tests/runtime
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, process_env
 from fixed_rollouts import fixed_config, write_fixed_rollouts
 from jobs_train import train_on_broken, train_without_the_second_sync
 from parts import RoleSpec
 from tiny_models import TinyModels
 
+from megarl.config.save import save_resolved
 from megarl.config.schema import Config
 from megarl.mesh.layout import MeshLayout
 
@@ -41,7 +44,7 @@ def test_a_sync_that_was_left_out(cluster: Cluster, tiny: TinyModels, tmp_path: 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("raise ValueError('no service')", ["ValueError", "no service", "rows 0 to 23"]),
+        ("raise ValueError('no service')", ["ValueError", "no service", "row 0 (prompt_id "]),
         ("return [0.0, float('nan')] * (len(prompts) // 2)", ["nan", "row 1 (prompt_id "]),
     ],
 )
@@ -68,3 +71,23 @@ def test_numbers_that_are_not_finite(
     (error,) = cluster.run(1, train_on_broken, config, tiny("llama"), ONE, what)
     for word in words:
         assert word in error
+
+
+def test_the_last_line_says_rank_step_verb_and_sample(
+    tiny: TinyModels, tmp_path: Path, config: Config
+) -> None:
+    """Through the command, as users see it: one line, no traceback, status 1, no model folder."""
+    (tmp_path / "broken.py").write_text(
+        "def score(prompts, responses):\n"
+        "    return [1 / 0 if prompt.prompt_id == 3 else 0.0 for prompt in prompts]\n"
+    )
+    config.reward.function = f"{tmp_path / 'broken.py'}:score"
+    config.actor.model.path, config.resources = tiny("llama"), {"actor_gpus": [0]}
+    save_resolved(config, {}, tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "megarl.cli.main", "train", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, env=process_env(), capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("megarl: rank 0 failed at step 1, verb "), done.stderr
+    assert "(reward)" in last and "ZeroDivisionError" in last and "prompt_id 3" in last
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert not list(Path(config.run.dir).glob("model*"))

@@ -54,13 +54,17 @@ def train(cluster: Cluster, tiny: TinyModels, tmp_path_factory: pytest.TempPathF
         family: str = "llama",
         change: Callable[[Config], None] | None = None,
         job: Callable[..., Any] = train_run,
+        rollout_ranks: tuple[int, ...] = (),
     ) -> dict[int, dict[str, float]]:
         config = fixed_config(folder, tmp_path_factory.mktemp("run"))
         if change is not None:
             change(config)
         roles = (None, None) if group_relative else (critic or actor, reference or actor)
-        pools = sorted({actor.ranks} | {role.ranks for role in roles if role is not None})
-        answers = cluster.run(pools, job, config, tiny(family), actor, *roles, rollout_tp)
+        pools = {actor.ranks, rollout_ranks or actor.ranks}
+        pools |= {role.ranks for role in roles if role is not None}
+        own = (None, rollout_ranks) if rollout_ranks else ()
+        arguments = (config, tiny(family), actor, *roles, rollout_tp, *own)
+        answers = cluster.run(sorted(pools), job, *arguments)
         return answers[0]
 
     return run
@@ -135,6 +139,15 @@ def test_two_pools_change_nothing(train: Train, single: dict[int, dict[str, floa
     """Actor, reference and rollout on ranks 0-3, the critic on ranks 4-5: six processes."""
     actor, critic = on_ranks(TP2PP2), on_ranks(PP2, start=4)
     assert_same(train(actor, critic, rollout_tp=2), single)
+
+
+def test_a_pool_for_every_role_changes_nothing(
+    train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    """Actor on ranks 0-1, critic on 2, reference on 3, rollouts on 4-5: six processes."""
+    one = MeshLayout()
+    roles = on_ranks(PP2), on_ranks(one, start=2), on_ranks(one, start=3)
+    assert_same(train(*roles, rollout_ranks=(4, 5)), single)
 
 
 def test_different_meshes_in_one_pool_change_nothing(

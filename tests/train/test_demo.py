@@ -4,10 +4,12 @@ Proven: every stage runs on four processes, what they leave behind is there and 
 start does nothing again. Not shown: that accuracy rises, which takes the whole demo.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,42 @@ def test_too_little_gain_is_exit_status_1(finished: Path) -> None:
 def test_other_settings_are_refused(finished: Path) -> None:
     done = demo(finished, "--steps", "3", "--pretrain", "8")
     assert done.returncode != 0 and "was made with" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_demo_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """Killed while PPO runs: nothing it started lives on, and what was done is not done again."""
+    options = ["--steps", "2", "--pretrain", "8", "--wanted-points", "-100"]
+    command = [sys.executable, "-m", "examples.demo", "--dir", str(tmp_path), *options]
+    first = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert first.stdout is not None
+    while b"4-ppo ..." not in first.stdout.readline():
+        assert first.poll() is None
+    logs = tmp_path / "ppo" / "logs"
+    while not list(logs.glob("rank_3.log")):
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 20
+    while found := processes_of(tmp_path):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    done = demo(tmp_path, *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("done before") == 3
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines that name the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(folder) in line]
 
 
 @pytest.mark.slow
