@@ -125,6 +125,17 @@ def test_layout_changes_nothing(
     assert_same(train(spec, rollout_tp=LAYOUTS[name].tp), single)
 
 
+@pytest.mark.slow
+def test_selective_recompute_changes_nothing(
+    train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    def change(config: Config) -> None:
+        config.actor.model.recompute_granularity = "selective"
+        config.critic.model.recompute_granularity = "selective"
+
+    assert_same(train(on_ranks(PP2), change=change), single)
+
+
 def test_distributed_optimizer_changes_nothing(
     train: Train, single: dict[int, dict[str, float]]
 ) -> None:
