@@ -24,7 +24,7 @@ TASKS = [
         "weight": 1.0,
         "params": {
             "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1,
-            "operators": ["+", "-"], "allow_parentheses": False, "allow_negation": False,
+            "operators": ["+"], "allow_parentheses": False, "allow_negation": False,
         },
     },
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`megarl bench step` on a tiny model: every figure is there, and phases make up the step."""
+"""`megarl bench step` on a small model: every figure is there, and phases make up the step."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
-TINY = ["--hidden", "64", "--layers", "2", "--ffn", "96", "--samples", "8", "--rounds", "2"]
+SMALL = ["--hidden", "256", "--layers", "4", "--ffn", "688", "--samples", "16", "--rounds", "3"]
 
 
 @pytest.mark.parametrize("arguments", [["--estimator", "gae"], ["--dtype", "bfloat16"]])
 def test_figures(arguments: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "megarl.cli.main", "bench", "step", *TINY, *arguments]
+    command = [sys.executable, "-m", "megarl.cli.main", "bench", "step", *SMALL, *arguments]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "figures.json")],
         capture_output=True,
@@ -29,8 +29,8 @@ def test_figures(arguments: list[str], tmp_path: Path) -> None:
         assert (figures.get(f"timing_s/{phase}", 0.0) > 1e-3) == with_critic, phase
     for phase in ("generate", "update_actor", "sync_weights"):
         assert figures[f"timing_s/{phase}"] > 1e-3, phase
-    assert 0.9 < figures["share of the wall time in phases"] <= 1.001
+    assert 0.97 < figures["share of the wall time in phases"] <= 1.001
     for ratio in ("bare Megatron-Core / update", "bare vLLM / generate"):
-        assert 0.1 < figures[ratio] < 3.0, ratio
+        assert 0.5 < figures[ratio] < 2.0, ratio  # other work on the machine comes and goes
     assert 0 < figures["update, share of the matmul peak"] < 1
     assert "bare vLLM / generate" in done.stdout
