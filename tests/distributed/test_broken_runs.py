@@ -73,6 +73,7 @@ def test_numbers_that_are_not_finite(
         assert word in error
 
 
+@pytest.mark.slow
 def test_the_last_line_says_rank_step_verb_and_sample(
     tiny: TinyModels, tmp_path: Path, config: Config
 ) -> None:

@@ -117,7 +117,12 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = ("dp2pp2",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in LAYOUTS]
+)
 def test_layout_changes_nothing(
     name: str, train: Train, single: dict[int, dict[str, float]]
 ) -> None:
@@ -152,6 +157,7 @@ def test_two_pools_change_nothing(train: Train, single: dict[int, dict[str, floa
     assert_same(train(actor, critic, rollout_tp=2), single)
 
 
+@pytest.mark.slow
 def test_a_pool_for_every_role_changes_nothing(
     train: Train, single: dict[int, dict[str, float]]
 ) -> None:

@@ -46,7 +46,9 @@ def kl_in_the_loss_alone(config: Config) -> None:
     config.algorithm.use_kl_loss, config.algorithm.kl_loss_coef = True, 0.1
 
 
-@pytest.mark.parametrize("change", [plain, steered, kl_in_the_loss_alone])
+@pytest.mark.parametrize(
+    "change", [plain, steered, pytest.param(kl_in_the_loss_alone, marks=pytest.mark.slow)]
+)
 def test_a_run_is_plain_ppo(
     change: Callable[[Config], None], cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_raise_on_one_rank(started: Started) -> None:
     check_cause(started, "rank 2 failed at step 4, verb 2 (second)", "ValueError: sample 17 is bad")
 
 
+@pytest.mark.slow
 def test_a_raise_while_another_rank_writes_a_model(started: Started) -> None:
     """What the writer had written goes, though it never saw an exception."""
     start_plain(started, "raise-while-writing")
@@ -231,6 +232,7 @@ def test_a_lost_torchrun_agent(started: Started) -> None:
     assert started.left_in_shared_memory() == []
 
 
+@pytest.mark.slow
 def test_sigterm_from_outside(started: Started) -> None:
     """A rank that is told to end in a collective does, and takes the others along."""
     start_plain(started, "wait")
@@ -241,6 +243,7 @@ def test_sigterm_from_outside(started: Started) -> None:
     check_cause(started, "rank 2 failed at a signal", "SIGTERM")
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_no_crash(started: Started) -> None:
     """Ctrl-C reaches every rank: one line each, no traceback, the shell's status for it."""
     start_plain(started, "sleep")
