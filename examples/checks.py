@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.stages import run_python
+from examples.stages import quiet_loading, run_python
 
 
 def check_against_transformers(
@@ -19,6 +19,7 @@ def check_against_transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
+    quiet_loading()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     ids = torch.tensor([list(token_ids)])
     with torch.no_grad():
@@ -27,25 +28,35 @@ def check_against_transformers(
     return float((theirs - torch.tensor(list(logprobs))).abs().max())
 
 
-def chat(model: Path, chats: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
-    """transformers' greedy answers to chats (each a list of messages), one at a time, in fp32.
+def chat(
+    model: Path, chats: Sequence[list[dict[str, str]]], answers: Sequence[Sequence[int]]
+) -> list[tuple[str, float]]:
+    """transformers' greedy answer to each chat (a list of messages), in fp32, and a gap.
 
-    In bf16 the two best logits are often the same number, and the kernel decides.
+    answers: token ids of the answers that the run gave. A gap, in nats, is by how much its least
+    likely token is less likely than transformers' best one in its place: 0 where they agree.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet_loading()
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    answers = []
-    for messages in chats:
+    longest = max(map(len, answers))
+    said = []
+    for messages, answer in zip(chats, answers, strict=True):
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        output = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        new = output[0, inputs["input_ids"].shape[1] :]
-        answers.append(tokenizer.decode(new, skip_special_tokens=True))
-    return answers
+        prompt = inputs["input_ids"]
+        output = loaded.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+        ids = torch.cat([prompt, torch.tensor([list(answer)])], dim=1)
+        with torch.no_grad():
+            logits = loaded(ids).logits[0, prompt.shape[1] - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(list(answer))[:, None])[:, 0]
+        said.append((text, float((logits.max(1).values - chosen).max())))
+    return said
 
 
 def check_fresh_vllm(model: Path, answers: Path) -> dict[str, int]:

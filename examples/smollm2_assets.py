@@ -6,11 +6,11 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 
+from examples.stages import quiet_loading
 from megarl.data.tasks import write_task
 
 TASKS = [
@@ -44,10 +44,8 @@ def gguf_file() -> Path:
 def write_model(folder: Path) -> None:
     """Write the model in bf16 with its tokenizer and chat template; the folder appears whole."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    quiet_loading()
     source = gguf_file()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -71,6 +71,14 @@ def final_table(
     return 0 if points >= wanted_points else 1
 
 
+def quiet_loading() -> None:
+    """No bars of transformers where nobody sees them move."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def say(text: str) -> None:
     """One line for whoever watches."""
     sys.stdout.write(f"[demo] {text}\n")

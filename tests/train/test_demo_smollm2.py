@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_one_step(tmp_path: Path) -> None:
-    options = ["--steps", "1", "--wanted-points", "-100", "--wanted-same", "5"]
+    options = ["--steps", "1", "--wanted-points", "-100"]
     command = [sys.executable, "-m", "examples.demo_smollm2", "--dir", str(tmp_path), *options]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
