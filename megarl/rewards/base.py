@@ -16,8 +16,8 @@ class RewardFunction(Protocol):
     Called with as many prompts as responses, on one rank of each replica, for some of a step's
     rows: a score must depend on its own prompt and response only. It may be slow or call a
     service; it must not use torch.distributed. Any function of this form will do. One with a
-    method `check(prompts)` is asked, before a run starts, whether it can score the data: it raises
-    DataError if not.
+    method `check_prompts(prompts)` is asked, before a run starts, whether it can score the data:
+    it raises DataError if not.
     """
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:

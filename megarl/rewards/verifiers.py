@@ -46,7 +46,7 @@ class NumericMatch:
     def __post_init__(self) -> None:
         _check_number("tolerance", self.tolerance)
 
-    def check(self, prompts: Prompts) -> None:
+    def check_prompts(self, prompts: Prompts) -> None:
         """DataError for the first label without a number."""
         for prompt in prompts:
             _label_number(prompt)
@@ -74,7 +74,7 @@ class NumberAnswer:
     def __post_init__(self) -> None:
         _check_number("partial", self.partial)
 
-    def check(self, prompts: Prompts) -> None:
+    def check_prompts(self, prompts: Prompts) -> None:
         """DataError for the first label without a number."""
         for prompt in prompts:
             _label_number(prompt)
@@ -125,7 +125,7 @@ class ReasoningGym:
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
-    def check(self, prompts: Prompts) -> None:
+    def check_prompts(self, prompts: Prompts) -> None:
         """DataError for the first prompt without an entry, or of an unknown task."""
         for prompt in prompts:
             self._scorer(prompt)

@@ -122,7 +122,7 @@ def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunct
     limit = _row_limit(path)
     try:
         prompts = configured_prompts(data, path, tokenizer, limit)
-        can_score = getattr(reward, "check", None)
+        can_score = getattr(reward, "check_prompts", None)
         if can_score is not None:
             can_score(prompts)
     except DataError as error:
