@@ -47,7 +47,12 @@ def kl_in_the_loss_alone(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [plain, steered, pytest.param(kl_in_the_loss_alone, marks=pytest.mark.slow)]
+    "change",
+    [
+        pytest.param(plain, marks=pytest.mark.slow),
+        steered,
+        pytest.param(kl_in_the_loss_alone, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_is_plain_ppo(
     change: Callable[[Config], None], cluster: Cluster, tiny: TinyModels, tmp_path: Path

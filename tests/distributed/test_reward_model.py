@@ -75,6 +75,7 @@ def test_scores_equal_transformers(
         assert found[row] == pytest.approx(0.5 + 2.0 * value - cut_off, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_on_three_pools_learns_the_same(
     cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -33,7 +33,12 @@ CASES = {
 }
 
 
-SLOW = ("pp2-to-tp2-in-another-pool", "tp2pp2-to-tp1x4-cast", "pp2vpp2dp2-to-tp4")
+SLOW = (
+    "dp4-to-tp2x2-cast",
+    "pp2-to-tp2-in-another-pool",
+    "tp2pp2-to-tp1x4-cast",
+    "pp2vpp2dp2-to-tp4",
+)
 
 
 @pytest.mark.parametrize(
