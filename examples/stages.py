@@ -98,11 +98,14 @@ def run_python(arguments: Sequence[str], env: dict[str, str] | None = None) -> N
     )
     try:
         status = process.wait()
-    except BaseException:
+    except BaseException as error:
         # Whatever ends the demo ends what it started, and waits for that.
         process.terminate()
         process.wait()
-        raise
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        say("interrupted; the same command goes on with the stage that this was")
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if status:

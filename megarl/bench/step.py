@@ -90,7 +90,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             update(run, batch)
             sync_weights(run)
             wall = time.perf_counter() - started
-            phases = run.books.phases.pop() | {"timing_s/step": wall}
+            phases = run.books.phases.pop()
+            phases["share of the wall time in phases"] = sum(phases.values()) / wall
+            phases["timing_s/step"] = wall
             phases["bare/update_s"] = _seconds(lambda r=rollouts: bare.step(r))  # type: ignore[misc]
             phases["bare/generate_s"] = _seconds(lambda r=rollouts: bare_generate(run, r))  # type: ignore[misc]
             for name, value in phases.items() if step else ():
@@ -102,14 +104,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def _derived(figures: dict[str, float], arguments: argparse.Namespace) -> dict[str, float]:
-    phases = [v for n, v in figures.items() if n.startswith("timing_s/") and n != "timing_s/step"]
     peak = matmul_flops(torch.float32 if arguments.dtype == "float32" else torch.bfloat16)
     layer = 4 * arguments.hidden**2 + 3 * arguments.hidden * arguments.ffn
     weights = arguments.layers * layer
     tokens = arguments.samples * (arguments.prompt + arguments.response)
     update = figures["timing_s/update_actor"]
     return {
-        "share of the wall time in phases": sum(phases) / figures["timing_s/step"],
         "bare Megatron-Core / update": figures["bare/update_s"] / update,
         "bare vLLM / generate": figures["bare/generate_s"] / figures["timing_s/generate"],
         "matmul peak, GFLOP/s": peak / 1e9,

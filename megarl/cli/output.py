@@ -1,8 +1,14 @@
-"""What the command line says when something is wrong."""
+"""What the command line says beside its results."""
 
 from __future__ import annotations
 
 import sys
+
+
+def tell(message: str) -> None:
+    """One line on stderr about how far things are."""
+    sys.stderr.write(f"megarl: {message}\n")
+    sys.stderr.flush()
 
 
 def complain(message: str) -> None:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megarl.cli.output import complain
+from megarl.cli.output import complain, tell
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
 from megarl.config.save import save_resolved
 from megarl.config.schema import Config
 from megarl.errors import ConfigError, MegaRLError
+from megarl.observe.records import set_aside
 
 MODULE = "megarl.cli.main"
 """What the ranks of a local start run."""
@@ -40,6 +41,8 @@ def run(
     itself or starts all of them.
     """
     loaded = load_with_origins(path, overrides)
+    if command == "eval":  # beside the records of the run whose config this may be
+        loaded.config.run.dir = str(Path(loaded.config.run.dir) / "eval")
     # torch is imported from here on: a wrong key is told without that second.
     from megarl.runtime import spawn
     from megarl.runtime.environment import this_launch
@@ -90,6 +93,7 @@ def _run(
     if first and not checked:
         _save(loaded)
     if alone and world_size > 1:
+        tell(f"starting {world_size} ranks on this machine")
         return spawn.spawn(arguments, world_size, complain, module=MODULE)
     if checked:
         spawn.die_with_parent()
@@ -101,11 +105,14 @@ def _run(
 def _save(loaded: LoadedConfig) -> None:
     folder = Path(loaded.config.run.dir)
     try:
+        aside = set_aside(folder)
         save_resolved(loaded.config, loaded.origins, folder / RESOLVED)
     except OSError as error:
         raise ConfigError(
             f"run.dir {folder} cannot be written: {error.strerror or error}: give another folder"
         ) from None
+    if aside is not None:
+        tell(f"{folder} held an earlier run; its records are in {aside}")
 
 
 def _entry(command: str, config: Config, plan: object) -> int:

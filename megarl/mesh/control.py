@@ -20,10 +20,14 @@ class Control:
     """Numbers verbs, and exchanges facts under their numbers."""
 
     def __init__(
-        self, universe: Universe, announce: Callable[[int, str, int | None], None]
+        self,
+        universe: Universe,
+        announce: Callable[[int, str, int | None], None],
+        waiting: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        """announce: hears the verbs; waiting: hears when an exchange begins and ends."""
         self._universe = universe
-        self._announce = announce
+        self._announce, self._waiting = announce, waiting
         self.sequence = 0
         self.verb = "start"
         self.step: int | None = None
@@ -41,7 +45,9 @@ class Control:
 
     def gather(self, facts: Any) -> list[Any]:
         """Every rank's facts, in rank order; raises RunError where a rank is at another verb."""
+        self._waiting(True)
         answers = self._universe.all_gather((self.sequence, self.verb, facts))
+        self._waiting(False)
         mine = (self.sequence, self.verb)
         for rank, (sequence, verb, _) in enumerate(answers):
             if (sequence, verb) != mine:

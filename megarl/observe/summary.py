@@ -8,6 +8,9 @@ from typing import Any
 
 from megarl.observe.metrics_file import read_metrics
 
+SHOWN_SECONDS = 1e-4
+"""Phases that took less on the average did not run: a role is absent, or its work not needed."""
+
 
 def summarize(metrics_path: Path, accuracy: Mapping[int, float], last_step: int) -> dict[str, Any]:
     """Figures of the whole run: first and last step, means, totals and the largest difference.
@@ -18,6 +21,11 @@ def summarize(metrics_path: Path, accuracy: Mapping[int, float], last_step: int)
     history = sorted(read_metrics(metrics_path).items())
     steps = [m for step, m in history if "reward_mean" in m and step <= last_step]
     first, last = steps[0], steps[-1]
+    rewards = [
+        m["eval/reward_mean"]
+        for step, m in history
+        if "eval/reward_mean" in m and step <= last_step
+    ]
     names = ("reward_mean", "actor/ref_kl", "actor/entropy", "response_length/mean")
     diff = "train_rollout_logprob_abs_diff"
     timing = sorted({name for m in steps for name in m if name.startswith("timing_s/")})
@@ -27,6 +35,7 @@ def summarize(metrics_path: Path, accuracy: Mapping[int, float], last_step: int)
         "accuracy": reached,
         "accuracy_first": next(iter(reached.values()), None),
         "accuracy_last": next(reversed(reached.values()), None),
+        "heldout_reward": rewards[:1] + rewards[-1:],
         "first": {name: first[name] for name in names if name in first},
         "last": {name: last[name] for name in names if name in last},
         "mean": {
@@ -47,10 +56,13 @@ def table_rows(summary: Mapping[str, Any]) -> dict[str, tuple[float | str, ...]]
     rows: dict[str, tuple[float | str, ...]] = {}
     if summary["accuracy_first"] is not None:
         rows["held-out accuracy"] = (summary["accuracy_first"], summary["accuracy_last"])
+    if summary["heldout_reward"]:
+        rows["held-out reward"] = tuple(summary["heldout_reward"])
     for name, value in summary["last"].items():
         rows[name] = (summary["first"].get(name, ""), value)
     for name, value in summary["mean"].items():
-        rows[f"{name} (mean)"] = ("", value)
+        if value > SHOWN_SECONDS:
+            rows[f"{name} (mean)"] = ("", value)
     received, bound = summary["reshard_bytes_received"], summary["reshard_bytes_lower_bound"]
     ratio = received / bound if bound else 1.0
     rows["reshard bytes / lower bound"] = (f"{received:,.0f} / {bound:,.0f}", f"{ratio:.3f}")

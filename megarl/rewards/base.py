@@ -34,12 +34,19 @@ def score(reward: RewardFunction, name: str, rollouts: Sequence[Rollout]) -> lis
         return []
     prompts = [rollout.request.prompt for rollout in rollouts]
     try:
-        scores = list(reward(prompts, [rollout.text for rollout in rollouts]))
+        returned = reward(prompts, [rollout.text for rollout in rollouts])
     except Exception as error:  # Whatever a user's function raises ends here, with its name.
         where = _culprit(reward, rollouts) or _span(rollouts)
         raise RunError(
             f"reward {name} raised {type(error).__name__} on {where}: {error}"
         ) from error
+    try:
+        scores = list(returned)
+    except TypeError:
+        raise RunError(
+            f"reward {name} returned {returned!r} for {len(rollouts)} responses "
+            f"({_span(rollouts)}): it must return a list, one number per response"
+        ) from None
     if len(scores) != len(rollouts):
         raise RunError(
             f"reward {name} returned {len(scores)} scores for {len(rollouts)} responses "

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CHECKED = "MEGARL_CONFIG_CHECKED"
 """Set for ranks whose parent has read checkpoints, data and rewards already."""
 
+STATUSES = frozenset({0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM})
+"""Exit statuses of ranks that have said why themselves."""
+
 PEER_GRACE_S = 6.0
 """After the first rank failed, the others have this long to say why and leave by themselves."""
 TERM_GRACE_S = 2.0
@@ -114,6 +117,11 @@ def spawn(
     for rank in ranks:
         if rank.killed_by is not None:
             say(f"rank {rank.number} (process {rank.process.pid}) was killed by {rank.killed_by}")
+        elif rank.status not in STATUSES:
+            say(
+                f"rank {rank.number} (process {rank.process.pid}) left without a word, with exit "
+                f"status {rank.status}"
+            )
     return max(rank.status for rank in ranks)
 
 

@@ -52,7 +52,8 @@ class Watch:
         self._verbs: list[tuple[int, str]] = [(0, "start")]
         self._step: int | None = None
         self._since = time.monotonic()
-        self._published = -1
+        self._waits = False
+        self._published: tuple[int, bool] | None = None
         self._done = threading.Event()
         self._ending = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
@@ -74,6 +75,11 @@ class Watch:
         self._verbs = [*self._verbs[-15:], (sequence, verb)]
         self._since = time.monotonic()
         self._warned = False
+
+    def waiting(self, waits: bool) -> None:
+        """The main thread begins or ends an exchange with all peers."""
+        self._waits = waits
+        self._since = time.monotonic()
 
     def stop(self) -> None:
         """End watching, at the orderly end of a run."""
@@ -148,17 +154,22 @@ class Watch:
         self._store.set(f"left/{self.rank}", "1")
 
     def _publish(self) -> None:
-        if self._verbs[-1][0] != self._published:
-            self._published = self._verbs[-1][0]
-            self._store.set(f"verbs/{self.rank}", json.dumps(self._verbs))
+        now = self._verbs[-1][0], self._waits
+        if now != self._published:
+            self._published = now
+            self._store.set(f"verbs/{self.rank}", json.dumps([self._waits, self._verbs]))
 
     def _compare_verbs(self) -> None:
         """This rank has waited long: name a peer that is at another verb, or that lags behind."""
-        mine = dict(self._verbs)
+        mine, first_waiting, busy = dict(self._verbs), self.rank, []
         for rank in range(self._world):
             if rank == self.rank or not self._store.check([f"verbs/{rank}"]):
                 continue
-            theirs = dict(json.loads(self._store.get(f"verbs/{rank}")))
+            waits, verbs = json.loads(self._store.get(f"verbs/{rank}"))
+            theirs = dict(verbs)
+            if max(theirs) == max(mine):
+                first_waiting = min(first_waiting, rank) if waits else first_waiting
+                busy += [] if waits else [rank]
             for sequence in sorted(set(mine) & set(theirs)):
                 if mine[sequence] != theirs[sequence]:
                     what = (
@@ -173,6 +184,14 @@ class Watch:
                     f"{max(mine)} ({mine[max(mine)]}) for rank {rank}, still at verb "
                     f"{max(theirs)} ({theirs[max(theirs)]})"
                 )
+
+        if self._waits and busy and self.rank == first_waiting and not self._warned:
+            self._warned = True
+            self._say(
+                f"rank {self.rank} has waited {time.monotonic() - self._since:.0f} s at verb "
+                f"{max(mine)} ({mine[max(mine)]}) for rank {', '.join(map(str, busy[:8]))}, which "
+                "is still busy in it"
+            )
 
     def _end(self, failure: dict[str, Any]) -> None:
         """Say the cause, tidy up, leave without waiting for anything that is blocked."""

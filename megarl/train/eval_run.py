@@ -20,7 +20,7 @@ from megarl.train.finish import write_answers
 
 
 def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: Control) -> None:
-    """Load the actor, sync it into the rollout engines, evaluate, write `<run.dir>/eval.json`."""
+    """Load the actor, sync it into the rollout engines, evaluate, write `eval.json`."""
     control.enter("build")
     builder = Builder(config, plan, universe)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)

@@ -63,7 +63,7 @@ class Session:
             launch.run_id,
             config.stall_timeout_s,
         )
-        self.control = Control(self.universe, self.watch.announce)
+        self.control = Control(self.universe, self.watch.announce, self.watch.waiting)
 
     def __enter__(self) -> Session:
         self.watch.start()

@@ -88,6 +88,8 @@ class FolderWriter:
         if self._num_shards == 1:
             name = "model.safetensors"
         save_file(dict(tensors), str(self._partial / name), metadata={"format": "pt"})
+        # safetensors makes it readable for its owner alone: as config.json is, rather.
+        (self._partial / name).chmod((self._partial / "config.json").stat().st_mode)
         self._map.update(dict.fromkeys(tensors, name))
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 

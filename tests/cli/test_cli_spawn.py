@@ -97,12 +97,15 @@ def test_ranks_see_what_torchrun_would_set(folder: Path) -> None:
 
 
 def test_one_that_fails_ends_the_others_and_gives_the_status(folder: Path) -> None:
-    assert start(folder, "fail", 3) == (3, [])
+    status, said = start(folder, "fail", 3)
+    assert status == 3 and len(said) == 1
+    assert said[0].startswith("rank 1 (process ")
+    assert said[0].endswith("left without a word, with exit status 3")
     assert not any(map(is_alive, pids(folder)))
 
 
 def test_one_that_does_not_want_to_end_is_killed(folder: Path) -> None:
-    assert start(folder, "stubborn") == (3, [])
+    assert start(folder, "stubborn")[0] == 3
     assert not any(map(is_alive, pids(folder)))
 
 

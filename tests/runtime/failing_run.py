@@ -72,6 +72,7 @@ def raise_while_writing(session: Session, rank: int, folder: Path) -> None:
     if rank != 0:
         raise_in_one(session, rank, folder)
     (folder / "template").mkdir()
+    (folder / "template" / "config.json").write_text("{}")
     with FolderWriter(folder / "model", folder / "template", 2) as writer:
         writer.write({"a": torch.ones(2)})
         wait_for_peers(session, rank)
@@ -97,6 +98,13 @@ def wait_only(session: Session, rank: int, folder: Path) -> None:
     if rank == 3:
         time.sleep(600)
     wait_for_peers(session, rank)
+
+
+def busy_one(session: Session, rank: int, folder: Path) -> None:
+    """Rank 3 is busy in the verb, where its peers wait for it already."""
+    if rank == 3:
+        time.sleep(600)
+    session.control.gather(rank)
 
 
 def sleep_only(session: Session, rank: int, folder: Path) -> None:
@@ -156,6 +164,7 @@ SCENARIOS = {
     "kill": kill_one,
     "wait": wait_only,
     "sleep": sleep_only,
+    "busy": busy_one,
     "wrong-verb": wrong_verb,
     "in-order": in_order,
     "vllm": raise_in_vllm,

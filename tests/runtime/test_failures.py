@@ -206,6 +206,20 @@ def test_a_rank_at_the_wrong_verb(started: Started) -> None:
     check_cause(started, "verb 3 (update_critic)", "verb 3 (update_actor)")
 
 
+@pytest.mark.slow
+def test_a_rank_that_keeps_its_peers_waiting_is_named(started: Started) -> None:
+    """Once, by the first of those that wait; the stall limit is 2 s."""
+    start_plain(started, "busy")
+    facts = started.wait_until_ready()
+    time.sleep(5.0)
+    said = [line for line in started.output().splitlines() if "still busy" in line]
+    assert len(said) == 1, started.output()
+    assert said[0].startswith("megarl: rank 0 has waited ")
+    assert "at verb 2 (second) for rank 3, which is still busy in it" in said[0]
+    os.kill(facts[3][0], signal.SIGTERM)
+    assert started.seconds_until_gone(time.time()) < LIMIT_S
+
+
 def test_a_lost_store(started: Started) -> None:
     """Rank 0 hosts the store; with it gone, the others end by themselves."""
     start_plain(started, "wait")

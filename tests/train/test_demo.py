@@ -122,7 +122,7 @@ def processes_of(folder: Path) -> list[str]:
 def test_eval_repeats_the_last_evaluation(finished: Path, tmp_path: Path) -> None:
     """`megarl eval` on the exported model: the answers of the run, with plain lines of progress."""
     command = [sys.executable, "-m", "megarl.cli.main", "eval", "configs/demo/ppo.yaml"]
-    command += [f"run.dir={tmp_path / 'eval'}", f"actor.model.path={finished / 'ppo' / 'model'}"]
+    command += [f"run.dir={tmp_path}", f"actor.model.path={finished / 'ppo' / 'model'}"]
     command += [f"data.eval_path={finished / 'assets' / 'heldout.jsonl'}"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

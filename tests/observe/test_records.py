@@ -1,0 +1,26 @@
+"""A second run in a folder leaves the first one's records whole, in a folder of their own."""
+
+from pathlib import Path
+
+from megarl.observe.records import set_aside
+
+
+def test_each_run_keeps_its_own(tmp_path: Path) -> None:
+    assert set_aside(tmp_path / "none") is None
+    (tmp_path / "config.yaml").write_text("settings of a run that never began")
+    assert set_aside(tmp_path) is None
+    for number in (1, 2):
+        for name in ("metrics.jsonl", "answers-step3.jsonl", "events.out.tfevents.17", "notes.txt"):
+            (tmp_path / name).write_text(f"{number}")
+        (tmp_path / "model").mkdir(exist_ok=True)
+        assert set_aside(tmp_path) == tmp_path / f"previous-{number}"
+    for number in (1, 2):
+        kept = tmp_path / f"previous-{number}"
+        assert (kept / "metrics.jsonl").read_text() == str(number)
+        assert (kept / "answers-step3.jsonl").exists() and (
+            kept / "events.out.tfevents.17"
+        ).exists()
+    assert (tmp_path / "previous-1" / "config.yaml").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model", "notes.txt", "previous-1", "previous-2",
+    }  # fmt: skip
