@@ -162,10 +162,12 @@ def check_batch(batch: PPOBatch, vocab_size: int, needs_groups: str = "") -> Non
                 f"PPOBatch: sample {row} has {len(prompt)} prompt and {len(response)} response "
                 "tokens: both need one at least"
             )
-        odd = next((t for t in (*prompt, *response) if not 0 <= t < vocab_size), None)
+        tokens = (*prompt, *response)
+        odd = next((t for t in tokens if isinstance(t, str) or not 0 <= t < vocab_size), None)
         if odd is not None:
             raise ConfigError(
-                f"PPOBatch: sample {row} has token {odd}; the model's are 0 to {vocab_size - 1}"
+                f"PPOBatch: sample {row} has token {odd!r}; the model's are the numbers 0 to "
+                f"{vocab_size - 1}"
             )
         if not math.isfinite(batch.rewards[row]):
             raise ConfigError(f"PPOBatch: the reward of sample {row} is {batch.rewards[row]}")

@@ -282,7 +282,7 @@ class RunConfig:
     """Processes that `megarl train` starts on this machine, where no launcher started it; None:
     what resources names, or else what the actor's mesh asks for."""
     dir: str = "runs/default"
-    """Run folder: logs, metrics, resolved settings, exported model."""
+    """Run folder: logs, metrics, resolved settings, exported model; an evaluation's in eval/."""
     steps: int = 100
     """Training steps in all."""
     seed: int = 0
