@@ -117,7 +117,7 @@ LAYOUTS = {
 }
 
 
-SLOW = ("dp2pp2",)
+SLOW = ("tp2", "pp2", "dp2pp2")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_train_on_vllm(dtype: str, cluster: Cluster, tiny: TinyModels, tmp_path:
         assert metrics[2]["train_rollout_logprob_abs_diff/max"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_replica_that_missed_a_sync_stops_the_run(
     cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ SLOW = (
     "pp2-to-tp2-in-another-pool",
     "tp2pp2-to-tp1x4-cast",
     "pp2vpp2dp2-to-tp4",
+    "tp2dp2-to-tp2x2-bf16",
 )
 
 
