@@ -91,6 +91,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             sync_weights(run)
             wall = time.perf_counter() - started
             phases = run.books.phases.pop()
+            del phases["timing_s/step"]  # since the last pop: books and all
             phases["share of the wall time in phases"] = sum(phases.values()) / wall
             phases["timing_s/step"] = wall
             phases["bare/update_s"] = _seconds(lambda r=rollouts: bare.step(r))  # type: ignore[misc]
