@@ -1,4 +1,4 @@
-"""Fixtures of the tests that start processes; see distributed/cluster.py."""
+"""Fixtures: processes (see distributed/cluster.py), tiny models, and a folder that is right."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "distributed"))
 
 from cluster import Cluster  # noqa: E402
+from tiny_folder import write_folder, write_jsonl  # noqa: E402
 from tiny_models import TinyModels  # noqa: E402
 
 
@@ -25,3 +26,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Folders of tiny Hugging Face models, each made when it is asked for."""
     return TinyModels(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder and a data set that are right."""
+    folder = tmp_path_factory.mktemp("made")
+    write_folder(folder / "model")
+    write_jsonl(folder / "train.jsonl")
+    return folder

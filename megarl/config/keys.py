@@ -37,7 +37,7 @@ def _section(values: Mapping[str, Any], owner: type[Any], prefix: str, origin: s
         if name not in types:
             raise ConfigError(_unknown(key, str(name), prefix, list(types), origin))
         part = dataclass_of(types[name])
-        if part is MeshConfig and isinstance(value, str) and "${" not in value:
+        if part is MeshConfig and isinstance(value, str) and not _is_interpolation(value):
             value = parse_mesh(value, key, origin)
         elif isinstance(value, Mapping) and part is not None:
             value = _section(value, part, key + ".", origin)
@@ -46,7 +46,9 @@ def _section(values: Mapping[str, Any], owner: type[Any], prefix: str, origin: s
                 f"{key}: {value!r} ({origin}) is one value, and {key} is a group of settings: "
                 f"{', '.join(field_types(part))}"
             )
-        elif get_origin(types[name]) is dict and not _is_mapping(value):
+        elif get_origin(types[name]) is dict and not (
+            isinstance(value, Mapping) or _is_interpolation(value)
+        ):
             raise ConfigError(
                 f"{key} is {value!r} ({origin}): {key} must be a mapping, such as {{name: value}}"
             )
@@ -54,13 +56,13 @@ def _section(values: Mapping[str, Any], owner: type[Any], prefix: str, origin: s
     return found
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, str) and "${" in value)
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def _is_left_out(value: Any, annotation: Any) -> bool:
     optional = type(None) in getattr(annotation, "__args__", ())
-    return (value is None and optional) or (isinstance(value, str) and "${" in value)
+    return (value is None and optional) or _is_interpolation(value)
 
 
 def _unknown(key: str, name: str, prefix: str, siblings: list[str], origin: str) -> str:

@@ -7,7 +7,8 @@ rank that is elsewhere is named at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -45,9 +46,8 @@ class Control:
 
     def gather(self, facts: Any) -> list[Any]:
         """Every rank's facts, in rank order; raises RunError where a rank is at another verb."""
-        self._waiting(True)
-        answers = self._universe.all_gather((self.sequence, self.verb, facts))
-        self._waiting(False)
+        with self._exchange():
+            answers = self._universe.all_gather((self.sequence, self.verb, facts))
         mine = (self.sequence, self.verb)
         for rank, (sequence, verb, _) in enumerate(answers):
             if (sequence, verb) != mine:
@@ -67,4 +67,11 @@ class Control:
 
     def sum(self, vector: Tensor) -> Tensor:
         """Elementwise fp64 sum of a vector of the same length on all ranks."""
-        return self._universe.all_reduce(vector.double().clone())
+        with self._exchange():
+            return self._universe.all_reduce(vector.double().clone())
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        self._waiting(True)
+        yield
+        self._waiting(False)

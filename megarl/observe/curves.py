@@ -51,14 +51,12 @@ def plot_curves(
     *,
     panels: Sequence[Panel] = PANELS,
     title: str = "",
-    last_step: int | None = None,
 ) -> Path:
-    """Draws metrics.jsonl, up to last_step, into a PNG and returns its path.
+    """Draws metrics.jsonl into a PNG and returns its path.
 
     DataError for a file without any of the panels' metrics; ConfigError without matplotlib.
     """
-    read = read_metrics(metrics_path)
-    steps = {step: m for step, m in read.items() if last_step is None or step <= last_step}
+    steps = read_metrics(metrics_path)
     chosen = [(panel, series) for panel in panels if (series := _series(steps, panel))]
     if not chosen:
         names = sorted({name for metrics in steps.values() for name in metrics})

@@ -12,20 +12,15 @@ SHOWN_SECONDS = 1e-4
 """Phases that took less on the average did not run: a role is absent, or its work not needed."""
 
 
-def summarize(metrics_path: Path, accuracy: Mapping[int, float], last_step: int) -> dict[str, Any]:
+def summarize(metrics_path: Path, accuracy: Mapping[int, float]) -> dict[str, Any]:
     """Figures of the whole run: first and last step, means, totals and the largest difference.
 
-    accuracy: step -> held-out accuracy, 0 before the first. Steps after `last_step` are of an
-    earlier, longer run in the same folder.
+    accuracy: step -> held-out accuracy, 0 before the first.
     """
     history = sorted(read_metrics(metrics_path).items())
-    steps = [m for step, m in history if "reward_mean" in m and step <= last_step]
+    steps = [m for _, m in history if "reward_mean" in m]
     first, last = steps[0], steps[-1]
-    rewards = [
-        m["eval/reward_mean"]
-        for step, m in history
-        if "eval/reward_mean" in m and step <= last_step
-    ]
+    rewards = [m["eval/reward_mean"] for _, m in history if "eval/reward_mean" in m]
     names = ("reward_mean", "actor/ref_kl", "actor/entropy", "response_length/mean")
     diff = "train_rollout_logprob_abs_diff"
     timing = sorted({name for m in steps for name in m if name.startswith("timing_s/")})

@@ -62,26 +62,27 @@ def _finite(value: object, name: str, rollout: Rollout) -> float:
         number = math.nan
     if math.isfinite(number):
         return number
-    request = rollout.request
     raise RunError(
-        f"reward {name} gave {value!r} for row {request.row} (prompt_id "
-        f"{request.prompt.prompt_id}, source {request.prompt.source!r}): a reward must be a finite "
-        f"number. The response was {rollout.text[:80]!r}"
+        f"reward {name} gave {value!r} for {_sample(rollout)}: a reward must be a finite number"
     )
 
 
 def _culprit(reward: RewardFunction, rollouts: Sequence[Rollout]) -> str:
     """The first sample that the reward cannot score alone; "" where it can score each."""
     for rollout in rollouts:
-        request = rollout.request
         try:
-            reward([request.prompt], [rollout.text])
+            reward([rollout.request.prompt], [rollout.text])
         except Exception:  # As in `score`, whose error is the one reported.
-            return (
-                f"row {request.row} (prompt_id {request.prompt.prompt_id}, source "
-                f"{request.prompt.source!r}, response {rollout.text[:80]!r})"
-            )
+            return _sample(rollout)
     return ""
+
+
+def _sample(rollout: Rollout) -> str:
+    row, prompt = rollout.request.row, rollout.request.prompt
+    return (
+        f"row {row} (prompt_id {prompt.prompt_id}, source {prompt.source!r}): response "
+        f"{rollout.text[:80]!r}"
+    )
 
 
 def _span(rollouts: Sequence[Rollout]) -> str:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
+from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
@@ -50,9 +51,7 @@ class VllmEngine:
         _prepare_process(settings.run_name)
         from vllm import LLM
 
-        cpu_args = {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
-        torch_rng = torch.get_rng_state()
-        self._llm = LLM(
+        own: dict[str, Any] = dict(
             model=settings.model,
             skip_tokenizer_init=True,
             load_format="dummy",
@@ -67,9 +66,11 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             seed=settings.seed,
-            **cpu_args,
-            **settings.engine_args,
         )
+        own |= {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
+        assert own.keys() <= SET_HERE, "validation refuses what is named there"
+        torch_rng = torch.get_rng_state()
+        self._llm = LLM(**own, **settings.engine_args)
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
         self._model = self._engine.model_executor.driver_worker.worker.model_runner.model

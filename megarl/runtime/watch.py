@@ -177,21 +177,21 @@ class Watch:
                         f"at verb {sequence} ({mine[sequence]}): the ranks took different ways"
                     )
                     self._end(self._record(rank, f"verb {sequence}", what, 1))
-            if max(theirs) < max(mine) and not self._warned:
-                self._warned = True
-                self._say(
-                    f"rank {self.rank} has waited {time.monotonic() - self._since:.0f} s at verb "
-                    f"{max(mine)} ({mine[max(mine)]}) for rank {rank}, still at verb "
-                    f"{max(theirs)} ({theirs[max(theirs)]})"
-                )
+            if max(theirs) < max(mine):
+                self._warn(f"rank {rank}, still at verb {max(theirs)} ({theirs[max(theirs)]})")
+        if self._waits and busy and self.rank == first_waiting:
+            self._warn(f"rank {', '.join(map(str, busy[:8]))}, which is still busy in it")
 
-        if self._waits and busy and self.rank == first_waiting and not self._warned:
-            self._warned = True
-            self._say(
-                f"rank {self.rank} has waited {time.monotonic() - self._since:.0f} s at verb "
-                f"{max(mine)} ({mine[max(mine)]}) for rank {', '.join(map(str, busy[:8]))}, which "
-                "is still busy in it"
-            )
+    def _warn(self, laggard: str) -> None:
+        """Say, once a verb, whom this rank waits for."""
+        if self._warned:
+            return
+        self._warned = True
+        sequence, verb = self._verbs[-1]
+        self._say(
+            f"rank {self.rank} has waited {time.monotonic() - self._since:.0f} s at verb "
+            f"{sequence} ({verb}) for {laggard}"
+        )
 
     def _end(self, failure: dict[str, Any]) -> None:
         """Say the cause, tidy up, leave without waiting for anything that is blocked."""

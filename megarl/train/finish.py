@@ -40,7 +40,7 @@ def _report(run: Run, folder: Path) -> None:
     for step, evaluation in evaluations.items():
         write_answers(folder / f"answers-step{step}.jsonl", evaluation)
     accuracy = {step: one.accuracy for step, one in evaluations.items()}
-    summary = summarize(folder / "metrics.jsonl", accuracy, run.step)
+    summary = summarize(folder / "metrics.jsonl", accuracy)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     table = summary_table(table_rows(summary), ("", "first", "last"), f"Run {folder}")
     show(table)
@@ -53,8 +53,7 @@ def _report(run: Run, folder: Path) -> None:
     text += "" if drawable else "There is no curves.png: matplotlib is not installed.\n"
     (folder / "report.txt").write_text(text)
     if drawable:
-        metrics, picture = folder / "metrics.jsonl", folder / "curves.png"
-        plot_curves(metrics, picture, title=str(folder), last_step=run.step)
+        plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=str(folder))
 
 
 def write_answers(path: Path, evaluation: Evaluation) -> None:

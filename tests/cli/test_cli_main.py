@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_folder import write_folder, write_jsonl
 
 import megarl
 from megarl.cli import run as cli_run
@@ -23,14 +22,6 @@ from megarl.runtime import spawn
 from megarl.runtime.inventory import Finding
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    write_folder(folder / "model")
-    write_jsonl(folder / "train.jsonl")
-    return folder
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def check_engine(config: Config) -> None:
             "rollout.engine is vllm, which is not installed: `make venv` installs the pinned one; "
             "or take rollout.engine=transformers, which is slow"
         )
-    if rollout.engine == "vllm":
+    if rollout.engine == "vllm" and rollout.engine_args:
         _check_vllm_arguments(config)
     if rollout.engine == "transformers" and rollout.tensor_parallel_size != 1:
         raise ConfigError(
