@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from megarl.config.schema import RunConfig
 from megarl.errors import ConfigError
 from megarl.train.main import Session
 
-SHARED_MEMORY = Path("/dev/shm")
+NAMES = Path("/dev/shm")
 
 
 def main(scenario: str, folder: Path) -> None:
@@ -34,7 +35,7 @@ def main(scenario: str, folder: Path) -> None:
     config = RunConfig(dir=str(folder), timeout_s=120.0, stall_timeout_s=2.0)
     with Session(plan, config) as session:
         rank, name = session.universe.rank, session.universe.launch.run_id
-        (SHARED_MEMORY / f"test-megarl-{name}-{rank}").write_text("x")
+        (NAMES / f"test-megarl-{name}-{rank}").write_text("x")
         (folder / f"{rank}.ready").write_text(f"{os.getpid()} {name}")
         session.control.enter("first")
         session.universe.barrier()
@@ -90,6 +91,17 @@ def kill_one(session: Session, rank: int, folder: Path) -> None:
         time.sleep(1.0)
         mark(folder)
         os.kill(os.getpid(), signal.SIGKILL)
+    wait_for_peers(session, rank)
+
+
+def exit_one(session: Session, rank: int, folder: Path) -> None:
+    """Rank 0, which hosts the store, leaves without a word while it holds unnamed shared memory."""
+    if rank == 0:
+        block = SharedMemory(create=True, size=4096)
+        (folder / "block").write_text(block.name)
+        time.sleep(1.0)
+        mark(folder)
+        os._exit(3)
     wait_for_peers(session, rank)
 
 
@@ -162,6 +174,7 @@ SCENARIOS = {
     "raise-while-writing": raise_while_writing,
     "config-error": config_error,
     "kill": kill_one,
+    "exit": exit_one,
     "wait": wait_only,
     "sleep": sleep_only,
     "busy": busy_one,

@@ -199,6 +199,18 @@ def test_a_kill_9(started: Started) -> None:
     check_cause(started, "rank 1 failed at its process", "gone without a word", silent=1)
 
 
+def test_an_exit_on_the_rank_that_hosts_the_store(started: Started) -> None:
+    """A user's code that calls os._exit: its status stays its own, its shared memory goes."""
+    start_plain(started, "exit")
+    assert started.seconds_until_gone() < LIMIT_S
+    lines = started.last_lines()
+    assert len(lines) == RANKS - 1
+    assert all("the store is gone" in line or "rank 0 failed" in line for line in lines)
+    assert started.statuses[0] == 3 and all(status == 1 for status in started.statuses[1:])
+    assert started.left_in_shared_memory() == []
+    assert not (Path("/dev/shm") / (started.folder / "block").read_text()).exists()
+
+
 def test_a_rank_at_the_wrong_verb(started: Started) -> None:
     """Both verbs are named, though no rank ever reaches an exchange; the stall limit is 2 s."""
     start_plain(started, "wrong-verb")
