@@ -13,7 +13,10 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("megarl_cpp/csrc")
-HEADERS = [str(CSRC / name) for name in ("api.h", "table.h", "cursor.h", "parallel.h")]
+HEADERS = [
+    str(CSRC / name)
+    for name in ("api.h", "box.h", "cursor.h", "deal.h", "parallel.h", "spread.h", "table.h")
+]
 
 CPU = Extension(
     "megarl_cpp.libmegarl_cpu",

@@ -30,5 +30,9 @@ class RunError(MegaRLError):
     """A failure during the run: says role, rank, step and sample where they are known."""
 
 
+class PeerError(RunError):
+    """A peer that did not answer: says who waited for whom, and in what."""
+
+
 class VerificationError(RunError):
     """Weights or numbers that are not what the sender sent: names tensor, box and ranks."""

@@ -22,21 +22,24 @@ TILE = 8192
 """Elements that one CUDA block moves."""
 RANK_COLUMNS = 4
 """int64 columns of a rank table: rank, node, first piece, piece after the last."""
-MATCH_COLUMNS = 12
-"""int64 columns of a decision: src, dst, source piece, destination piece, lo x4, hi x4."""
+MATCH_COLUMNS = 13
+"""int64 columns of a decision: src, dst, source and destination piece, relay, lo x4, hi x4."""
 
 CPU_LIBRARY = Path(__file__).with_name("libmegarl_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("libmegarl_cuda.so")
 
 _CPU = {
-    "megarl_pack": [c_void_p, c_int64, c_void_p, c_int64, c_int, c_int, c_int, c_void_p],
+    "megarl_pack": [
+        *(c_void_p, c_int64, c_void_p, c_int64),
+        *(c_int, c_int, c_void_p, c_int, c_void_p),
+    ],
     "megarl_unpack": [c_void_p, c_int64, c_void_p, c_int64, c_int, c_int, c_int, c_void_p],
-    "megarl_copy": [c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_void_p],
+    "megarl_copy": [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_int, c_void_p],
     "megarl_digest": [c_void_p, c_int64, c_int, c_int, c_void_p, c_int, c_void_p],
     "megarl_match": [
         *(c_void_p, c_int64, c_int64),
         *(c_void_p, c_int64, c_void_p, c_int64),
-        *(c_int, c_int64, c_void_p, c_void_p),
+        *(c_int64, c_int, c_int64, c_int, c_void_p, c_void_p),
     ],
 }
 _CUDA = {
@@ -59,8 +62,8 @@ def cpu() -> ctypes.CDLL:
     for name, arguments in _CPU.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int
-    library.megarl_match_rows.argtypes = [c_void_p]
-    library.megarl_match_rows.restype = c_void_p
+    library.megarl_match_cells.argtypes = [c_void_p]
+    library.megarl_match_cells.restype = c_void_p
     library.megarl_match_free.argtypes = [c_void_p]
     library.megarl_match_free.restype = None
     return library

@@ -252,8 +252,10 @@ class RewardConfig:
 class WeightSyncConfig:
     """The reshard from actor to rollout."""
 
-    bucket_megabytes: int = 64
-    """Size of one wire buffer."""
+    buffer_megabytes: int = 512
+    """Memory of the two send and two receive buffers together, at any size of the model."""
+    communication_overlap: bool = True
+    """Pack and unpack while another buffer is on the wire; false: one after the other."""
     verify_interval: int = 1
     """Syncs between two checks of every region's digest; 0 is never."""
     canary: bool = True

@@ -1,17 +1,22 @@
-"""The decisions of a plan: for every destination box, whose copy of it is taken."""
+"""The decisions of a plan: which rank takes which box from whom, and who passes it on.
+
+For each part of a tensor that some ranks need: who holds it copies it; else holders on the same
+node give it; else one copy of it crosses to the node, dealt over those who need it there, and they
+pass their shares on to each other. Nobody receives what it does not need, or anything twice.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from megarl.errors import PlanError
 from megarl.layout.box import Box
+from megarl.layout.deal import GRAIN, deal
 from megarl.layout.placement import Piece, Placement
+from megarl.layout.spread import Part, Spread, plan_order, spread_by_tensor
 
 
 class Match(NamedTuple):
@@ -22,28 +27,16 @@ class Match(NamedTuple):
     src_piece: Piece
     dst_piece: Piece
     box: Box
+    relay: bool
+    """Whether the source's piece is one of its destination: it has been received before."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """One distinct source box of a tensor, and everyone who holds exactly this box."""
+class Move(NamedTuple):
+    """A decision before pieces are looked up."""
 
-    box: Box
-    ranks: list[int] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
-    by_node: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def piece_of(self, rank: int) -> Piece:
-        return self.pieces[bisect_left(self.ranks, rank)]
-
-
-class _Need(NamedTuple):
-    piece_index: int
+    relay: bool
     dst: int
-    part: int
-    """Counts the parts of one destination piece."""
-    piece: Piece
-    held: _Held
+    src: int
     box: Box
 
 
@@ -57,103 +50,97 @@ def match_pieces(
     sources: Mapping[int, Placement],
     destinations: Mapping[int, Placement],
     node_of: Callable[[int], int],
+    *,
+    rank: int | None = None,
+    grain: int = GRAIN,
 ) -> Iterator[Match]:
-    """Every decision, in plan order: by position in the destination's placement, then by rank.
+    """Every decision, or those of the tensors that `rank` holds or needs, in plan order.
 
-    So the transfers of all ranks advance through the model together.
+    Plan order: tensors in `plan_order`, direct before relayed, then by destination and source.
     """
-    index = _index(sources, node_of)
-    needs: list[_Need] = []
-    for dst in sorted(destinations):
-        for piece_index, piece in enumerate(destinations[dst]):
-            boxes = index.get(piece.tensor)
-            if boxes is None:
-                raise unknown_tensor(piece.tensor, dst, index)
-            needs += _cover(piece_index, dst, piece, boxes, node_of(dst))
-    senders = _choose_senders(needs, node_of)
-    for need in sorted(needs, key=lambda n: n[:3]):
-        src = senders[need[:3]]
-        yield Match(src, need.dst, need.held.piece_of(src), need.piece, need.box)
+    held, needed = spread_by_tensor(sources), spread_by_tensor(destinations)
+    for tensor in needed:
+        if tensor not in held:
+            raise _unknown_tensor(tensor, needed[tensor], held)
+    mine = None
+    if rank is not None:
+        sides = (sources.get(rank, ()), destinations.get(rank, ()))
+        mine = {piece.tensor for side in sides for piece in side}
+    for turn, tensor in enumerate(plan_order(sources)):
+        if tensor in needed and (mine is None or tensor in mine):
+            yield from _match_tensor(held[tensor], needed[tensor], node_of, turn, grain)
 
 
-def unknown_tensor(tensor: str, dst: int, known: Mapping[str, object]) -> PlanError:
-    """The error for a tensor that no source has."""
-    close = get_close_matches(tensor, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return PlanError(f"rank {dst} needs {tensor}, which no source holds{hint}")
+def _match_tensor(
+    held: Spread, needed: Spread, node_of: Callable[[int], int], turn: int, grain: int
+) -> Iterator[Match]:
+    moves: list[Move] = []
+    held_parts = held.parts()
+    for part in needed.parts():
+        _check_covered(part, held, needed)
+        for source in held_parts:
+            box = source.box.intersect(part.box)
+            if box is not None:
+                moves += serve(Part(box, source.ranks), part.ranks, node_of, turn, grain)
+    for move in sorted(moves):
+        wanted = needed.pieces_around(move.dst, move.box)
+        side = needed if move.relay else held
+        src_piece = side.pieces_around(move.src, move.box)[0]
+        yield Match(move.src, move.dst, src_piece, wanted[0], move.box, move.relay)
+        for again in wanted[1:]:  # another buffer of the rank: received once, copied there
+            first = (src_piece, False) if move.src == move.dst else (wanted[0], True)
+            yield Match(move.dst, move.dst, first[0], again, move.box, first[1])
 
 
-def _index(
-    sources: Mapping[int, Placement], node_of: Callable[[int], int]
-) -> dict[str, list[_Held]]:
-    """Tensor -> its distinct boxes, sorted, each with its holders in rank order."""
-    index: defaultdict[str, dict[Box, _Held]] = defaultdict(dict)
-    for rank in sorted(sources):
-        node = node_of(rank)
-        for piece in sources[rank]:
-            for known in index[piece.tensor]:
-                _check_dims(piece, known)
-                break
-            held = index[piece.tensor].setdefault(piece.box, _Held(piece.box))
-            if not held.ranks or held.ranks[-1] != rank:  # a second copy on a rank adds nothing
-                held.ranks.append(rank)
-                held.pieces.append(piece)
-                held.by_node[node].append(rank)
-    return {tensor: [boxes[box] for box in sorted(boxes)] for tensor, boxes in index.items()}
+def serve(
+    part: Part, needers: tuple[int, ...], node_of: Callable[[int], int], turn: int, grain: int
+) -> Iterator[Move]:
+    """How every needer comes to a part that `part.ranks` hold."""
+    holders = set(part.ranks)
+    near: defaultdict[int, list[int]] = defaultdict(list)
+    for rank in part.ranks:
+        near[node_of(rank)].append(rank)
+    lacking: defaultdict[int, list[int]] = defaultdict(list)
+    for rank in needers:
+        if rank in holders:
+            yield Move(False, rank, rank, part.box)
+        else:
+            lacking[node_of(rank)].append(rank)
+    far: list[list[int]] = []
+    for node in sorted(lacking):
+        givers, takers = near.get(node), lacking[node]
+        if givers is None:
+            far.append(takers)
+            continue
+        for share in deal(part.box, [1] * len(takers), len(givers), turn, grain):
+            yield Move(False, takers[share.group], givers[share.giver], share.box)
+    for share in deal(part.box, [len(takers) for takers in far], len(part.ranks), turn, grain):
+        takers = far[share.group]
+        entry = takers[share.member]
+        yield Move(False, entry, part.ranks[share.giver], share.box)
+        yield from (Move(True, rank, entry, share.box) for rank in takers if rank != entry)
 
 
-def _check_dims(piece: Piece, known: Box) -> None:
-    if len(piece.box.lo) != len(known.lo):
-        raise PlanError(f"{piece.tensor}: box {piece.box} and box {known} differ in dims")
-
-
-def _cover(
-    piece_index: int, dst: int, piece: Piece, boxes: list[_Held], node: int
-) -> Iterator[_Need]:
-    """Cut a destination piece along source boxes: own first, then the node's, then the others'."""
-
-    def distance(held: _Held) -> int:
-        at = bisect_left(held.ranks, dst)
-        if at < len(held.ranks) and held.ranks[at] == dst:
-            return 0
-        return 1 if node in held.by_node else 2
-
-    _check_dims(piece, boxes[0].box)
-    near = [(held, held.box.intersect(piece.box)) for held in boxes]
-    taken: list[Box] = []
-    part = 0
-    for held, overlap in sorted(near, key=lambda pair: distance(pair[0]) if pair[1] else 3):
-        if overlap is None:
-            break
-        for box in overlap.minus(taken):
-            yield _Need(piece_index, dst, part, piece, held, box)
-            part += 1
-        taken.append(overlap)
-    missing = piece.box.minus(taken)
-    if missing:
+def _check_covered(part: Part, held: Spread, needed: Spread) -> None:
+    boxes = held.boxes
+    if len(boxes[0].lo) != len(part.box.lo):
         raise PlanError(
-            f"rank {dst} needs {piece.tensor} {piece.box} for {piece.buffer}: "
+            f"{needed.pieces_around(part.ranks[0], part.box)[0].tensor}: box {part.box} and box "
+            f"{boxes[0]} differ in dims"
+        )
+    missing = part.box.minus(boxes)
+    if missing:
+        piece = needed.pieces_around(part.ranks[0], part.box)[0]
+        raise PlanError(
+            f"rank {part.ranks[0]} needs {piece.tensor} {piece.box} for {piece.buffer}: "
             f"no source holds {missing[0]}; sources hold "
-            + ", ".join(str(held.box) for held in boxes[:8])
+            + ", ".join(map(str, boxes[:8]))
             + (f" and {len(boxes) - 8} more boxes" if len(boxes) > 8 else "")
         )
 
 
-def _choose_senders(
-    needs: list[_Need], node_of: Callable[[int], int]
-) -> dict[tuple[int, int, int], int]:
-    """Need -> sender. Large boxes are dealt first, so that small ones even out the loads."""
-    senders: dict[tuple[int, int, int], int] = {}
-    load: defaultdict[int, int] = defaultdict(int)
-    # The sort is stable: equal boxes stay in order of destination rank and piece.
-    for need in sorted(needs, key=lambda n: -n.box.numel):
-        ranks = need.held.ranks
-        at = bisect_left(ranks, need.dst)
-        if at < len(ranks) and ranks[at] == need.dst:
-            senders[need[:3]] = need.dst
-            continue
-        on_node = need.held.by_node.get(node_of(need.dst))
-        src = min(on_node or ranks, key=lambda rank: (load[rank], rank))
-        load[src] += need.box.numel
-        senders[need[:3]] = src
-    return senders
+def _unknown_tensor(tensor: str, needed: Spread, known: Mapping[str, object]) -> PlanError:
+    close = get_close_matches(tensor, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    rank = needed.parts()[0].ranks[0]
+    return PlanError(f"rank {rank} needs {tensor}, which no source holds{hint}")

@@ -9,8 +9,10 @@ from functools import cached_property
 from hashlib import sha256
 
 from megarl.layout.box import Box
+from megarl.layout.deal import GRAIN
 from megarl.layout.match import Match, match_pieces, single_node
 from megarl.layout.placement import Piece, Placement
+from megarl.layout.spread import plan_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Transfer:
     dst_buffer: str
     dst_offset: int
     dst_strides: tuple[int, ...]
+    relay: bool = False
+    """Whether src_buffer is a destination buffer of `src`, which another transfer fills before."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Plan:
     transfers: tuple[Transfer, ...]
     lower_bounds: tuple[tuple[int, int], ...]
     """(destination rank, elements needed that the rank does not hold), of the ranks kept."""
+    tensors: tuple[str, ...]
+    """All tensors of the sources, in the order in which the transfers go through them."""
     fingerprint: str
     """Digest of everything that decides the plan."""
 
@@ -97,7 +103,8 @@ class Plan:
         lines = ["tensor | box | elements | from | to"]
         lines += [
             f"{t.tensor} | {t.box} | {t.box.numel} | "
-            f"{t.src}:{t.src_buffer}+{t.src_offset} | {t.dst}:{t.dst_buffer}+{t.dst_offset}"
+            f"{t.src}:{t.src_buffer}+{t.src_offset}{' (relayed)' if t.relay else ''} | "
+            f"{t.dst}:{t.dst_buffer}+{t.dst_offset}"
             for t in self.transfers
         ]
         return "\n".join(lines)
@@ -121,17 +128,18 @@ def make_plan(
     *,
     node_of: Callable[[int], int] | None = None,
     rank: int | None = None,
+    grain: int = GRAIN,
 ) -> Plan:
     """Plan the move of every destination element from a rank that holds it; written once each.
 
-    What a destination holds is taken locally; else a holder on its node; else any. Among equals
-    the one that has the least to send so far, largest boxes first.
+    What a destination holds is taken locally; else from its node; else it crosses to the node once,
+    and is passed on there. Equal holders give equal shares, cut no finer than `grain` elements.
     node_of: rank -> node; default: one node. rank: keep only what this rank sends, receives or
     copies; every decision is that of the full plan.
     Raises PlanError where a destination box has no source.
     """
-    matches = match_pieces(sources, destinations, node_of or single_node)
-    return assemble(matches, sources, destinations, node_of=node_of, rank=rank)
+    matches = match_pieces(sources, destinations, node_of or single_node, rank=rank, grain=grain)
+    return assemble(matches, sources, destinations, node_of=node_of, rank=rank, grain=grain)
 
 
 def assemble(
@@ -141,6 +149,7 @@ def assemble(
     *,
     node_of: Callable[[int], int] | None = None,
     rank: int | None = None,
+    grain: int = GRAIN,
 ) -> Plan:
     """Make a plan of decisions taken by `match_pieces` or by a faster equal of it."""
     transfers = tuple(
@@ -155,8 +164,9 @@ def assemble(
             dst_buffer=dst_piece.buffer,
             dst_offset=dst_piece.offset_of(box),
             dst_strides=dst_piece.strides,
+            relay=relay,
         )
-        for src, dst, src_piece, dst_piece, box in matches
+        for src, dst, src_piece, dst_piece, box, relay in matches
         if rank is None or rank in (src, dst)
     )
     ranks = sorted({*sources, *destinations}) if rank is None else [rank]
@@ -164,16 +174,22 @@ def assemble(
         (each, missing_elements(sources.get(each, ()), destinations.get(each, ())))
         for each in ranks
     )
-    return Plan(transfers, bounds, _fingerprint(sources, destinations, node_of or single_node))
+    fingerprint = _fingerprint(sources, destinations, node_of or single_node, grain)
+    return Plan(transfers, bounds, plan_order(sources), fingerprint)
 
 
 def missing_elements(held: Placement, needed: Placement) -> int:
-    """Elements of `needed` that no piece of `held` covers."""
-    boxes: defaultdict[str, set[Box]] = defaultdict(set)
+    """Different elements of `needed` that no piece of `held` covers."""
+    boxes: defaultdict[str, dict[Box, None]] = defaultdict(dict)
     for piece in held:
-        boxes[piece.tensor].add(piece.box)
-    parts = (piece.box.minus(sorted(boxes.get(piece.tensor, ()))) for piece in needed)
-    return sum(box.numel for rest in parts for box in rest)
+        boxes[piece.tensor][piece.box] = None
+    missing = 0
+    for piece in needed:
+        known = boxes[piece.tensor]
+        if piece.box not in known:
+            missing += sum(box.numel for box in piece.box.minus(known))
+            known[piece.box] = None
+    return missing
 
 
 def balance(plan: Plan, ranks: Iterable[int]) -> float:
@@ -187,6 +203,7 @@ def _fingerprint(
     sources: Mapping[int, Placement],
     destinations: Mapping[int, Placement],
     node_of: Callable[[int], int],
+    grain: int,
 ) -> str:
     # Ranks that hold the same share one placement object: each is hashed once.
     seen: dict[int, bytes] = {}
@@ -196,7 +213,7 @@ def _fingerprint(
             seen[id(placement)] = sha256("\n".join(map(_line, placement)).encode()).digest()
         return seen[id(placement)]
 
-    total = sha256()
+    total = sha256(f"grain {grain}\n".encode())
     for side in (sources, destinations):
         total.update(f"{len(side)}\n".encode())
         for rank in sorted(side):

@@ -1,15 +1,16 @@
-"""Carries out one rank's part of a plan: copy what is here, pack | wire | unpack the rest.
+"""Carries out one rank's part of a plan: copies what is here, packs | wires | unpacks the rest.
 
-Steps of `run`: 1. regions that the rank holds itself, through the same pack and unpack; 2. rounds,
-in which the rank exchanges at most one bucket with each peer in each direction; 3. digests: the
-sender's of each region against the receiver's, taken from the destination after it was written.
+Rounds go through two send and two receive buffers of fixed size. While round i is on the wire, a
+thread unpacks round i - 1 and packs round i + 1. A digest of every region, taken from the source
+while it is packed, travels beside the round, and is compared with the destination's, taken after it
+was written.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +20,14 @@ from torch import Tensor
 from megarl.errors import VerificationError
 from megarl.layout import Plan, Transfer
 from megarl.mesh.universe import Universe
-from megarl.reshard.buckets import Bucket, make_buckets
-from megarl.reshard.regions import RegionSet
+from megarl.reshard.regions import RegionSet, copy_regions
+from megarl.reshard.rounds import Message, Vector, make_rounds
+from megarl.reshard.transport import Wait, receive, send, wait_all
 from megarl.runtime.device import threads_per_process
 
 DATA_TAG, DIGEST_TAG = 71, 72
+NUM_BUFFERS = 4
+"""Two to send from, two to receive into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +38,46 @@ class SyncReport:
     bytes_received: int
     bytes_sent: int
     bytes_local: int
+    bytes_from_other_nodes: int
+    """Of bytes_received."""
     lower_bound_bytes: int
     """Needed here minus held here: no plan receives less."""
     messages: int
+    rounds: int
     regions_verified: int
+    buffer_bytes: int
+    """Memory of all buffers: what the sync needs beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """A bucket with its side's regions."""
+    """A message, its regions, and where it lies in the round's buffer."""
 
-    bucket: Bucket
+    message: Message
     regions: RegionSet
+    start: int
+    """Elements."""
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """The message's part of the buffer."""
+        return buffer[self.start : self.start + self.regions.numel]
+
+
+@dataclass(slots=True)
+class _Step:
+    """One round's lanes, and the digests that belong to them while it is under way."""
+
+    sends: tuple[_Lane, ...]
+    receives: tuple[_Lane, ...]
+    sent_digests: Sequence[Vector] = ()
+    expected: Sequence[Vector] = ()
 
 
 class Resharder:
     """A plan bound to live tensors; build once, run after every update.
 
-    Caches per bucket: the region tables. They hold addresses, so parameters must stay where they
-    are; vLLM's and Megatron's do.
+    Caches the rounds and their region tables. They hold addresses, so parameters must stay where
+    they are; vLLM's and Megatron's do.
     """
 
     def __init__(
@@ -63,28 +88,34 @@ class Resharder:
         destinations: Mapping[str, Tensor],
         *,
         wire_dtype: torch.dtype,
-        bucket_bytes: int,
+        buffer_bytes: int,
+        overlap: bool = True,
     ) -> None:
-        self._universe = universe
-        self._wire = wire_dtype
-        self._itemsize = wire_dtype.itemsize
-        elements = max(bucket_bytes // self._itemsize, 1)
-        rank, threads = universe.rank, threads_per_process()
-        self.plan = plan
-        self._sends = _lanes(plan.sends(rank), "dst", sources, "src", elements, threads)
-        self._receives = _lanes(plan.receives(rank), "src", destinations, "dst", elements, threads)
-        local = make_buckets(plan.local(rank), rank, elements)
-        self._local = [
-            (
-                _Lane(bucket, RegionSet(bucket.transfers, sources, "src", threads)),
-                _Lane(bucket, RegionSet(bucket.transfers, destinations, "dst", threads)),
-            )
-            for bucket in local
+        """buffer_bytes: of all buffers together; all ranks build it together.
+
+        overlap: pack and unpack while another round is on the wire, or one after the other.
+        """
+        self._universe, self.plan, self._wire = universe, plan, wire_dtype
+        self._threads, rank = threads_per_process(), universe.rank
+        self._sources, self._destinations = sources, destinations
+        capacity = buffer_bytes // NUM_BUFFERS // wire_dtype.itemsize
+        self._steps = [
+            _Step(self._lanes(each.sends, "src"), self._lanes(each.receives, "dst"))
+            for each in make_rounds(plan, rank, capacity, self._agree)
         ]
-        bounds = dict(plan.lower_bounds)
-        self._lower_bound = bounds.get(rank, 0) * self._itemsize
-        counts = [len(lanes) for lanes in (*self._sends.values(), *self._receives.values())]
-        self._rounds = max(counts, default=0)
+        self._local = [
+            self._lane_pair([t for t in plan.local(rank) if t.relay == relay])
+            for relay in (False, True)
+        ]
+        self._out = self._make_buffers([step.sends for step in self._steps])
+        self._into = self._make_buffers([step.receives for step in self._steps])
+        self._worker = ThreadPoolExecutor(1, "megarl-reshard") if overlap else None
+        nodes = universe.node_of
+        itemsize = wire_dtype.itemsize
+        self._far = sum(
+            t.box.numel * itemsize for t in plan.receives(rank) if nodes[t.src] != nodes[rank]
+        )
+        self._bound = dict(plan.lower_bounds).get(rank, 0) * itemsize
         self._wrong = ""
 
     def run(self, verify: bool = True) -> SyncReport:
@@ -92,111 +123,140 @@ class Resharder:
 
         Raises VerificationError, naming tensor, box and ranks, when `verify` finds a region whose
         digest is not its sender's; it does so at the end, so that no peer waits for a message.
+        Raises PeerError where a peer vanished, or took longer than the group's time-out.
         """
         start = time.perf_counter()
         self._wrong = ""
-        verified = 0
-        sent = received = local = messages = 0
-        for source, target in self._local:
-            local += self._copy(source, target, verify)
-            verified += len(source.bucket.transfers) if verify else 0
-        for index in range(self._rounds):
-            out = [lanes[index] for lanes in self._sends.values() if index < len(lanes)]
-            into = [lanes[index] for lanes in self._receives.values() if index < len(lanes)]
-            sent_now, received_now = self._exchange(out, into, verify)
-            sent, received = sent + sent_now, received + received_now
-            messages += len(out)
-            verified += sum(len(lane.bucket.transfers) for lane in into) if verify else 0
+        if self._worker is None:
+            self._run_in_sequence(verify)
+        else:
+            self._run_overlapped(self._worker, verify)
         if self._wrong:
             raise VerificationError(self._wrong)
-        return SyncReport(
-            time.perf_counter() - start,
-            received,
-            sent,
-            local,
-            self._lower_bound,
-            messages,
-            verified,
-        )
+        return self._report(time.perf_counter() - start, verify)
 
-    def _copy(self, source: _Lane, target: _Lane, verify: bool) -> int:
-        buffer = torch.empty(source.regions.numel, dtype=self._wire)
-        source.regions.pack(buffer)
-        target.regions.unpack(buffer)
+    def _run_in_sequence(self, verify: bool) -> None:
+        self._copy(0, verify)
+        for index in range(len(self._steps)):
+            self._pack(index, verify)
+            wait_all(self._start(index, verify))
+            self._unpack(index, verify)
+        self._copy(1, verify)
+
+    def _run_overlapped(self, worker: ThreadPoolExecutor, verify: bool) -> None:
+        self._pack(0, verify)
+        for index in range(len(self._steps)):
+            on_the_wire = self._start(index, verify)
+            beside = worker.submit(self._beside_the_wire, index, verify)
+            try:
+                wait_all(on_the_wire)
+            finally:
+                beside.result()
+        self._unpack(len(self._steps) - 1, verify)
+        self._copy(1, verify)
+
+    def _beside_the_wire(self, index: int, verify: bool) -> None:
+        if index == 0:
+            self._copy(0, verify)
+        self._unpack(index - 1, verify)
+        self._pack(index + 1, verify)
+
+    def _pack(self, index: int, verify: bool) -> None:
+        if not 0 <= index < len(self._steps):
+            return
+        step, buffer = self._steps[index], self._out[index % 2]
+        step.sent_digests = [lane.regions.pack(lane.of(buffer), verify) for lane in step.sends]
+
+    def _start(self, index: int, verify: bool) -> list[Wait]:
+        """Put a round on the wire; receives are posted first."""
+        step, universe = self._steps[index], self._universe
+        what = f"weight sync, round {index + 1} of {len(self._steps)}"
+        out, into = self._out[index % 2], self._into[index % 2]
+        waits = [
+            receive(universe, lane.of(into), lane.message.peer, DATA_TAG, what)
+            for lane in step.receives
+        ]
         if verify:
-            self._compare(target, source.regions.digest(self._wire), self._universe.rank)
-        return buffer.nbytes
+            step.expected = [
+                np.empty(len(lane.message.transfers), np.int64) for lane in step.receives
+            ]
+            waits += [
+                receive(universe, torch.from_numpy(digest), lane.message.peer, DIGEST_TAG, what)
+                for lane, digest in zip(step.receives, step.expected, strict=True)
+            ]
+        for lane, digest in zip(step.sends, step.sent_digests, strict=True):
+            waits.append(send(universe, lane.of(out), lane.message.peer, DATA_TAG, what))
+            if verify:
+                checks = torch.from_numpy(digest)
+                waits.append(send(universe, checks, lane.message.peer, DIGEST_TAG, what))
+        return waits
 
-    def _exchange(self, out: list[_Lane], into: list[_Lane], verify: bool) -> tuple[int, int]:
-        """One round; returns the bytes handed to the transport and taken from it."""
-        universe = self._universe
-        arriving = [torch.empty(lane.regions.numel, dtype=self._wire) for lane in into]
-        works = [
-            universe.receive(_wire_view(buffer), lane.bucket.peer, DATA_TAG)
-            for buffer, lane in zip(arriving, into, strict=True)
-        ]
-        leaving = []
-        for lane in out:
-            buffer = torch.empty(lane.regions.numel, dtype=self._wire)
-            lane.regions.pack(buffer)
-            leaving.append(buffer)
-            works.append(universe.send(_wire_view(buffer), lane.bucket.peer, DATA_TAG))
-        for work in works:
-            work.wait()
-        for buffer, lane in zip(arriving, into, strict=True):
-            lane.regions.unpack(buffer)
+    def _unpack(self, index: int, verify: bool) -> None:
+        if not 0 <= index < len(self._steps):
+            return
+        step, buffer = self._steps[index], self._into[index % 2]
+        for lane in step.receives:
+            lane.regions.unpack(lane.of(buffer))
         if verify:
-            self._verify(out, into)
-        return sum(b.nbytes for b in leaving), sum(b.nbytes for b in arriving)
+            for lane, expected in zip(step.receives, step.expected, strict=True):
+                self._compare(lane.regions, expected, lane.message)
 
-    def _verify(self, out: list[_Lane], into: list[_Lane]) -> None:
-        universe = self._universe
-        expected = [torch.empty(len(lane.bucket.transfers), dtype=torch.int64) for lane in into]
-        works = [
-            universe.receive(buffer, lane.bucket.peer, DIGEST_TAG)
-            for buffer, lane in zip(expected, into, strict=True)
-        ]
-        digests = [torch.from_numpy(lane.regions.digest(self._wire)) for lane in out]
-        works += [
-            universe.send(digest, lane.bucket.peer, DIGEST_TAG)
-            for digest, lane in zip(digests, out, strict=True)
-        ]
-        for work in works:
-            work.wait()
-        for digest, lane in zip(expected, into, strict=True):
-            self._compare(lane, digest.numpy(), lane.bucket.peer)
+    def _copy(self, which: int, verify: bool) -> None:
+        """Local regions: from the sources, or (which = 1) between destinations, at the end."""
+        source, target, message = self._local[which]
+        digests = copy_regions(source, target, self._wire, verify)
+        if verify:
+            self._compare(target, digests, message)
 
-    def _compare(self, lane: _Lane, expected: np.ndarray, source: int) -> None:
-        wrong = np.nonzero(lane.regions.digest(self._wire) != expected)[0]
+    def _compare(self, regions: RegionSet, expected: Vector, message: Message) -> None:
+        wrong = np.nonzero(regions.digest(self._wire) != expected)[0]
         if len(wrong) and not self._wrong:
-            transfer = lane.bucket.transfers[int(wrong[0])]
+            transfer = message.transfers[int(wrong[0])]
             self._wrong = (
-                f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank {source} sent "
-                f"another content than rank {self._universe.rank} holds in {transfer.dst_buffer} "
-                f"({len(wrong)} of {len(expected)} regions of this bucket differ)"
+                f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank "
+                f"{message.peer} sent another content than rank {self._universe.rank} holds in "
+                f"{transfer.dst_buffer} ({len(wrong)} of {len(expected)} regions of this message "
+                "differ)"
             )
 
+    def _lanes(self, messages: Sequence[Message], side: str) -> tuple[_Lane, ...]:
+        lanes, start = [], 0
+        for message in messages:
+            lanes.append(_Lane(message, self._regions(message.transfers, side), start))
+            start += message.numel
+        return tuple(lanes)
 
-def _lanes(
-    transfers: Iterable[Transfer],
-    peer_side: str,
-    tensors: Mapping[str, Tensor],
-    side: str,
-    elements: int,
-    threads: int,
-) -> dict[int, list[_Lane]]:
-    by_peer: defaultdict[int, list[Transfer]] = defaultdict(list)
-    for transfer in transfers:
-        by_peer[getattr(transfer, peer_side)].append(transfer)
-    return {
-        peer: [
-            _Lane(bucket, RegionSet(bucket.transfers, tensors, side, threads))
-            for bucket in make_buckets(by_peer[peer], peer, elements)
-        ]
-        for peer in sorted(by_peer)
-    }
+    def _regions(self, transfers: Sequence[Transfer], side: str) -> RegionSet:
+        return RegionSet(transfers, self._sources, self._destinations, side, self._threads)
 
+    def _lane_pair(self, transfers: Sequence[Transfer]) -> tuple[RegionSet, RegionSet, Message]:
+        message = Message(self._universe.rank, tuple(transfers))
+        return self._regions(transfers, "src"), self._regions(transfers, "dst"), message
 
-def _wire_view(buffer: Tensor) -> Tensor:
-    """The buffer's bytes: gloo carries uint8 whatever the type."""
-    return buffer.view(torch.uint8)
+    def _make_buffers(self, rounds: Sequence[tuple[_Lane, ...]]) -> tuple[Tensor, ...]:
+        """Two buffers, no larger than the largest round needs."""
+        needed = max((sum(lane.regions.numel for lane in lanes) for lanes in rounds), default=0)
+        return tuple(torch.empty(needed, dtype=self._wire) for _ in range(2))
+
+    def _agree(self, vector: Vector, *, largest: bool) -> Vector:
+        op = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.MIN
+        return self._universe.all_reduce(torch.from_numpy(vector.copy()), op).numpy()
+
+    def _report(self, seconds: float, verify: bool) -> SyncReport:
+        sends = [lane for step in self._steps for lane in step.sends]
+        receives = [lane for step in self._steps for lane in step.receives]
+        itemsize = self._wire.itemsize
+        local = [message for _, _, message in self._local]
+        arrived = [lane.message for lane in receives] + local
+        return SyncReport(
+            seconds=seconds,
+            bytes_received=sum(lane.regions.numel for lane in receives) * itemsize,
+            bytes_sent=sum(lane.regions.numel for lane in sends) * itemsize,
+            bytes_local=sum(message.numel for message in local) * itemsize,
+            bytes_from_other_nodes=self._far,
+            lower_bound_bytes=self._bound,
+            messages=len(sends),
+            rounds=len(self._steps),
+            regions_verified=sum(len(m.transfers) for m in arrived) if verify else 0,
+            buffer_bytes=sum(buffer.nbytes for buffer in (*self._out, *self._into)),
+        )

@@ -1,7 +1,7 @@
-"""Moves the regions of a bucket: pack, unpack, copy and digest over live tensors.
+"""Moves the regions of a message: pack, unpack, copy and digest over live tensors.
 
-Groups of regions share one pair of types, so that each is one call into megarl_cpp; a bucket whose
-destination mixes types (an fp32 bias among bf16 weights) becomes several groups.
+Regions of one type are one call into megarl_cpp; a message whose destinations mix types (an fp32
+bias among bf16 weights) takes several.
 """
 
 from __future__ import annotations
@@ -29,14 +29,21 @@ class RegionSet:
     """One side (source or destination) of a list of transfers, ready to be moved."""
 
     def __init__(
-        self, transfers: Sequence[Transfer], tensors: Mapping[str, Tensor], side: str, threads: int
+        self,
+        transfers: Sequence[Transfer],
+        sources: Mapping[str, Tensor],
+        destinations: Mapping[str, Tensor],
+        side: str,
+        threads: int,
     ) -> None:
+        """side: "src" or "dst"; the source of a relay is among the destinations."""
         self._threads = threads
         self._size = len(transfers)
         self._keep: list[Tensor] = []
         groups: dict[torch.dtype, tuple[list[int], list[native.Region]]] = {}
         flat = 0
         for index, transfer in enumerate(transfers):
+            tensors = sources if side == "src" and not transfer.relay else destinations
             tensor, region = _region(transfer, tensors, side, flat)
             self._keep.append(tensor)
             rows, regions = groups.setdefault(tensor.dtype, ([], []))
@@ -49,17 +56,22 @@ class RegionSet:
             for dtype, (rows, regions) in groups.items()
         ]
 
-    def pack(self, buffer: Tensor) -> None:
-        """Regions -> contiguous buffer, cast to its type."""
-        for dtype, _, table in self._groups:
+    def pack(self, buffer: Tensor, digest: bool = False) -> NDArray[np.int64]:
+        """Regions -> contiguous buffer, cast to its type; their digests, where asked for."""
+        out = np.zeros(self._size, dtype=np.int64)
+        for dtype, rows, table in self._groups:
+            digests = np.zeros(len(rows), dtype=np.int64) if digest else None
             native.pack(
                 table,
                 buffer.data_ptr(),
                 buffer.nbytes,
                 src_dtype=dtype,
                 dst_dtype=NAMES[buffer.dtype],
+                digests=digests,
                 threads=self._threads,
             )
+            out[rows] = 0 if digests is None else digests
+        return out
 
     def unpack(self, buffer: Tensor) -> None:
         """Contiguous buffer -> regions, cast to their types."""
@@ -81,6 +93,42 @@ class RegionSet:
                 table, dtype=dtype, as_dtype=NAMES[wire], threads=self._threads
             )
         return out
+
+    def only_table(self, dtype: torch.dtype | None = None) -> native.RegionTable | None:
+        """The one table of all regions, where they have one type (and it is `dtype`)."""
+        if len(self._groups) != 1 or dtype is not None and self._groups[0][0] != NAMES[dtype]:
+            return None
+        return self._groups[0][2]
+
+    @property
+    def only_dtype(self) -> native.DType:
+        """The type of `only_table`."""
+        return self._groups[0][0]
+
+
+def copy_regions(
+    source: RegionSet, target: RegionSet, wire: torch.dtype, digest: bool
+) -> NDArray[np.int64]:
+    """Regions of the same sizes, one by one, as if over a wire; digests of the sources as `wire`.
+
+    Directly where all targets have the wire's type; else through a buffer of the regions' size.
+    """
+    src, dst = source.only_table(), target.only_table(wire)
+    if src is None or dst is None:
+        buffer = torch.empty(source.numel, dtype=wire)
+        digests = source.pack(buffer, digest)
+        target.unpack(buffer)
+        return digests
+    digests = np.zeros(len(src), dtype=np.int64)
+    native.copy(
+        src,
+        dst,
+        src_dtype=source.only_dtype,
+        dst_dtype=NAMES[wire],
+        digests=digests if digest else None,
+        threads=source._threads,
+    )
+    return digests
 
 
 def _region(

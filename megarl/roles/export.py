@@ -20,6 +20,7 @@ from megarl.roles.megatron_role import MegatronRole
 from megarl.weights.folder import FolderWriter, shard_tensors
 
 MAX_SHARD_BYTES = 4 << 30
+BUFFER_BYTES = 256 << 20
 
 
 def export_hf(
@@ -52,9 +53,9 @@ def export_hf(
             plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
             names = shard.items() if writing else ()
             buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
-            Resharder(universe, plan, live, buffers, wire_dtype=dtype, bucket_bytes=64 << 20).run(
-                verify=True
-            )
+            Resharder(
+                universe, plan, live, buffers, wire_dtype=dtype, buffer_bytes=BUFFER_BYTES
+            ).run(verify=True)
             if writer is not None:
                 writer.write(buffers)
         if writer is not None:

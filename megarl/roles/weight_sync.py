@@ -68,14 +68,15 @@ class WeightSync:
         rollout: RolloutRole,
         *,
         wire_dtype: torch.dtype,
-        bucket_bytes: int,
+        buffer_bytes: int,
+        overlap: bool = True,
         verify_interval: int,
         canary: CanaryText | None,
         canary_limit: float,
     ) -> None:
         self._universe, self._control = universe, control
         self._actor, self._rollout = actor, rollout
-        self._wire, self._bucket_bytes = wire_dtype, bucket_bytes
+        self._wire, self._buffer_bytes, self._overlap = wire_dtype, buffer_bytes, overlap
         self._verify_interval, self._canary = verify_interval, canary
         self._canary_limit = canary_limit
         self.plan: Plan = self._make_plan(shape)
@@ -99,7 +100,8 @@ class WeightSync:
                 self._actor.engine.parameters() if self._actor.here else {},
                 live,
                 wire_dtype=self._wire,
-                bucket_bytes=self._bucket_bytes,
+                buffer_bytes=self._buffer_bytes,
+                overlap=self._overlap,
             )
         due = self._verify_interval > 0 and self._syncs % self._verify_interval == 0
         report = self._move(self._resharder, due)

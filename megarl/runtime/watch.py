@@ -22,7 +22,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megarl.errors import MegaRLError
+from megarl.errors import MegaRLError, PeerError
 from megarl.runtime import unfinished
 
 _LOG = logging.getLogger("megarl.watch")
@@ -242,6 +242,7 @@ LOST_PEER_WORDS: Sequence[str] = (
 def _is_lost_peer(error: BaseException) -> bool:
     """Whether an error is what a collective says when somebody else is gone."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError | RuntimeError) and any(
-        word in text for word in LOST_PEER_WORDS
+    return isinstance(error, PeerError) or (
+        isinstance(error, dist.DistError | RuntimeError)
+        and any(word in text for word in LOST_PEER_WORDS)
     )

@@ -49,7 +49,9 @@ class Run(Learner):
             "reshard/bytes_received": float(report.bytes_received),
             "reshard/bytes_local": float(report.bytes_local),
             "reshard/bytes_lower_bound": float(report.lower_bound_bytes),
+            "reshard/bytes_from_other_nodes": float(report.bytes_from_other_nodes),
             "reshard/messages": float(report.messages),
+            "reshard/rounds": float(report.rounds),
             "reshard/regions_verified": float(report.regions_verified),
         }
 

@@ -1,224 +1,229 @@
 // The planner's decisions, element for element those of megarl/layout/match.py, on int64 tables.
-#include <algorithm>
-#include <map>
-#include <numeric>
+#include <unordered_map>
 #include <vector>
 
-#include "table.h"
+#include "deal.h"
+#include "spread.h"
 
 namespace megarl {
 namespace {
 
-struct Box {  // four dims; missing ones are [0, 1)
-  int64_t lo[kDims], hi[kDims];
+struct MatchRow {  // a decision
+  int64_t src, dst, src_piece, dst_piece, relay;
+  Box box;
+};
 
-  int64_t numel() const {
-    int64_t n = 1;
-    for (int d = 0; d < kDims; ++d) n *= hi[d] - lo[d];
-    return n;
+struct TotalRow {  // elements of one rank: its own, received and sent in and between nodes
+  int64_t rank, local, near_received, far_received, near_sent, far_sent;
+};
+
+struct Move {
+  bool relay;
+  int64_t dst, src;
+  Box box;
+
+  bool operator<(const Move& other) const {
+    if (relay != other.relay) return other.relay;
+    if (dst != other.dst) return dst < other.dst;
+    if (src != other.src) return src < other.src;
+    return box < other.box;
   }
-  bool intersect(const Box& other, Box* out) const {
-    for (int d = 0; d < kDims; ++d) {
-      out->lo[d] = std::max(lo[d], other.lo[d]);
-      out->hi[d] = std::min(hi[d], other.hi[d]);
-      if (out->lo[d] >= out->hi[d]) return false;
+};
+
+using Nodes = std::unordered_map<int64_t, int64_t>;  // rank -> node
+using Group = std::vector<int64_t>;
+
+struct Tables {
+  const PieceRow* pieces;
+  int64_t n_pieces, n_tensors;
+  const RankRow* sources;
+  int64_t n_sources;
+  const RankRow* destinations;
+  int64_t n_destinations;
+  int64_t grain;
+
+  bool in_bounds() const {
+    for (int64_t i = 0; i < n_pieces; ++i) {
+      if (pieces[i].tensor < 0 || pieces[i].tensor >= n_tensors) return false;
+    }
+    return in_bounds(sources, n_sources) && in_bounds(destinations, n_destinations);
+  }
+  bool in_bounds(const RankRow* rows, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      if (rows[i].begin < 0 || rows[i].end > n_pieces) return false;
     }
     return true;
   }
-  bool operator<(const Box& other) const {
-    if (!std::equal(lo, lo + kDims, other.lo)) {
-      return std::lexicographical_compare(lo, lo + kDims, other.lo, other.lo + kDims);
-    }
-    return std::lexicographical_compare(hi, hi + kDims, other.hi, other.hi + kDims);
-  }
 };
-
-struct PieceRow {  // a row of the piece table
-  int64_t tensor;
-  Box box;
-};
-struct RankRow {  // a rank holds the pieces [begin, end)
-  int64_t rank, node, begin, end;
-};
-struct MatchRow {  // a decision
-  int64_t src, dst, src_piece, dst_piece;
-  Box box;
-};
-
-struct Held {
-  Box box;
-  std::vector<int64_t> ranks, pieces;  // ascending ranks
-  std::map<int64_t, std::vector<int64_t>> by_node;
-
-  int64_t find(int64_t rank) const {  // index in ranks, or -1
-    auto it = std::lower_bound(ranks.begin(), ranks.end(), rank);
-    return it != ranks.end() && *it == rank ? it - ranks.begin() : -1;
-  }
-};
-
-struct Need {
-  int64_t index;  // position of the piece in its placement
-  int64_t dst, node, dst_piece;
-  const Held* held;
-  Box box;
-  int64_t src;
-};
-
-void subtract(const Box& box, const Box& other, std::vector<Box>* out) {
-  Box overlap, rest = box;
-  if (!box.intersect(other, &overlap)) return out->push_back(box);
-  for (int d = 0; d < kDims; ++d) {
-    if (rest.lo[d] < overlap.lo[d]) {
-      out->push_back(rest);
-      out->back().hi[d] = overlap.lo[d];
-    }
-    if (overlap.hi[d] < rest.hi[d]) {
-      out->push_back(rest);
-      out->back().lo[d] = overlap.hi[d];
-    }
-    rest.lo[d] = overlap.lo[d];
-    rest.hi[d] = overlap.hi[d];
-  }
-}
 
 class Matcher {
  public:
-  Matcher(const PieceRow* pieces, const RankRow* sources, int64_t n_sources, int64_t n_tensors)
-      : pieces_(pieces), index_(n_tensors) {
-    std::vector<std::map<Box, Held>> boxes(n_tensors);
-    for (int64_t s = 0; s < n_sources; ++s) {
-      const RankRow& row = sources[s];
-      for (int64_t p = row.begin; p < row.end; ++p) {
-        Held& held = boxes[pieces[p].tensor][pieces[p].box];
-        if (!held.ranks.empty() && held.ranks.back() == row.rank) continue;
-        held.box = pieces[p].box;
-        held.ranks.push_back(row.rank);
-        held.pieces.push_back(p);
-        held.by_node[row.node].push_back(row.rank);
-      }
-    }
-    for (int64_t t = 0; t < n_tensors; ++t) {
-      for (auto& entry : boxes[t]) index_[t].push_back(std::move(entry.second));
+  explicit Matcher(const Tables& t)
+      : held_(t.pieces, t.sources, t.n_sources, t.n_tensors),
+        needed_(t.pieces, t.destinations, t.n_destinations, t.n_tensors),
+        n_tensors_(t.n_tensors),
+        grain_(t.grain) {
+    for (int64_t i = 0; i < t.n_sources; ++i) nodes_[t.sources[i].rank] = t.sources[i].node;
+    for (int64_t i = 0; i < t.n_destinations; ++i) {
+      nodes_[t.destinations[i].rank] = t.destinations[i].node;
     }
   }
 
-  bool cover(const RankRow& dst) {
-    for (int64_t p = dst.begin; p < dst.end; ++p) {
-      if (!cover_piece(dst, p)) return false;
+  // Calls each(row) for the decisions of all tensors, or of those that one rank holds or needs;
+  // false where a destination has no source. `pieces`: whether rows name their pieces.
+  template <typename Each>
+  bool run(bool all, int64_t rank, Each each) const {
+    for (int64_t tensor = 0; tensor < n_tensors_; ++tensor) {
+      if (needed_.has(tensor) && !held_.has(tensor)) return false;
+    }
+    for (int64_t tensor = 0; tensor < n_tensors_; ++tensor) {
+      if (!needed_.has(tensor)) continue;
+      if (!all && !held_.has(tensor, rank) && !needed_.has(tensor, rank)) continue;
+      if (!match_tensor(tensor, each)) return false;
     }
     return true;
   }
 
-  void choose_senders() {
-    std::vector<int64_t> order(needs_.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return needs_[a].box.numel() > needs_[b].box.numel();
-    });
-    std::map<int64_t, int64_t> load;
-    for (int64_t at : order) {
-      Need& need = needs_[at];
-      need.src = need.dst;
-      if (need.held->find(need.dst) >= 0) continue;
-      auto near = need.held->by_node.find(need.node);
-      const auto& ranks = near != need.held->by_node.end() ? near->second : need.held->ranks;
-      need.src = ranks[0];
-      for (int64_t rank : ranks) {
-        if (load[rank] < load[need.src]) need.src = rank;
-      }
-      load[need.src] += need.box.numel();
-    }
-  }
-
-  std::vector<MatchRow> rows(bool all, int64_t keep) {
-    std::stable_sort(needs_.begin(), needs_.end(), [](const Need& a, const Need& b) {
-      return a.index != b.index ? a.index < b.index : a.dst < b.dst;
-    });
-    std::vector<MatchRow> out;
-    for (const Need& n : needs_) {
-      if (!all && n.src != keep && n.dst != keep) continue;
-      out.push_back({n.src, n.dst, n.held->pieces[n.held->find(n.src)], n.dst_piece, n.box});
-    }
-    return out;
-  }
+  int64_t node_of(int64_t rank) const { return nodes_.at(rank); }
 
  private:
-  bool cover_piece(const RankRow& dst, int64_t p) {
-    const Box& want = pieces_[p].box;
-    struct Near {
-      int distance;
-      const Held* held;
-      Box overlap;
-    };
-    std::vector<Near> near;
-    for (const Held& held : index_[pieces_[p].tensor]) {
-      Box overlap;
-      if (!held.box.intersect(want, &overlap)) continue;
-      const int distance = held.find(dst.rank) >= 0 ? 0 : held.by_node.count(dst.node) ? 1 : 2;
-      near.push_back({distance, &held, overlap});
-    }
-    std::stable_sort(near.begin(), near.end(),
-                     [](const Near& a, const Near& b) { return a.distance < b.distance; });
-    int64_t missing = want.numel();
-    std::vector<Box> parts, next;
-    for (size_t k = 0; k < near.size(); ++k) {
-      parts.assign(1, near[k].overlap);
-      for (size_t j = 0; j < k && !parts.empty(); ++j) {
-        next.clear();
-        for (const Box& part : parts) subtract(part, near[j].overlap, &next);
-        parts.swap(next);
+  template <typename Each>
+  bool match_tensor(int64_t tensor, Each each) const {
+    std::vector<Move> moves;
+    const std::vector<Part> held = held_.parts(tensor);
+    for (const Part& part : needed_.parts(tensor)) {
+      int64_t covered = 0;
+      for (const Part& source : held) {
+        Box box;
+        if (!source.box.intersect(part.box, &box)) continue;
+        covered += box.numel();
+        serve(box, source.ranks, part.ranks, tensor, &moves);
       }
-      for (const Box& part : parts) {
-        needs_.push_back({p - dst.begin, dst.rank, dst.node, p, near[k].held, part, 0});
-        missing -= part.numel();
+      if (covered != part.box.numel()) return false;
+    }
+    std::sort(moves.begin(), moves.end());
+    std::vector<int64_t> from, wanted;
+    for (const Move& m : moves) {
+      needed_.pieces_around(tensor, m.dst, m.box, &wanted);
+      (m.relay ? needed_ : held_).pieces_around(tensor, m.src, m.box, &from);
+      each(MatchRow{m.src, m.dst, from[0], wanted[0], m.relay, m.box});
+      for (size_t k = 1; k < wanted.size(); ++k) {
+        const bool here = m.src == m.dst;
+        each(MatchRow{m.dst, m.dst, here ? from[0] : wanted[0], wanted[k], !here, m.box});
       }
     }
-    return missing == 0;
+    return true;
   }
 
-  const PieceRow* pieces_;
-  std::vector<std::vector<Held>> index_;
-  std::vector<Need> needs_;
+  void serve(const Box& box, const Group& holders, const Group& needers, int64_t turn,
+             std::vector<Move>* moves) const {
+    std::map<int64_t, Group> near, lacking;
+    for (int64_t rank : holders) near[nodes_.at(rank)].push_back(rank);
+    for (int64_t rank : needers) {
+      if (std::binary_search(holders.begin(), holders.end(), rank)) {
+        moves->push_back({false, rank, rank, box});
+      } else {
+        lacking[nodes_.at(rank)].push_back(rank);
+      }
+    }
+    std::vector<const Group*> far;
+    std::vector<int64_t> sizes;
+    for (const auto& [node, takers] : lacking) {
+      auto givers = near.find(node);
+      if (givers == near.end()) {
+        far.push_back(&takers);
+        sizes.push_back(static_cast<int64_t>(takers.size()));
+        continue;
+      }
+      const Group ones(takers.size(), 1);
+      deal(box, ones, static_cast<int64_t>(givers->second.size()), turn, grain_,
+           [&](int64_t group, int64_t, int64_t giver, const Box& share) {
+             moves->push_back({false, takers[group], givers->second[giver], share});
+           });
+    }
+    deal(box, sizes, static_cast<int64_t>(holders.size()), turn, grain_,
+         [&](int64_t group, int64_t member, int64_t giver, const Box& share) {
+           const int64_t entry = (*far[group])[member];
+           moves->push_back({false, entry, holders[giver], share});
+           for (int64_t rank : *far[group]) {
+             if (rank != entry) moves->push_back({true, rank, entry, share});
+           }
+         });
+  }
+
+  Side held_, needed_;
+  Nodes nodes_;
+  int64_t n_tensors_, grain_;
 };
+
+void add(const Matcher& matcher, const MatchRow& row, std::map<int64_t, TotalRow>* totals) {
+  TotalRow& to = (*totals)[row.dst];
+  const int64_t n = row.box.numel();
+  if (row.src == row.dst) {
+    to.local += n;
+    return;
+  }
+  const bool near = matcher.node_of(row.src) == matcher.node_of(row.dst);
+  TotalRow& from = (*totals)[row.src];
+  (near ? to.near_received : to.far_received) += n;
+  (near ? from.near_sent : from.far_sent) += n;
+}
+
+template <typename Row>
+void hand_over(std::vector<Row>* rows, void** out, int64_t* count) {
+  *count = static_cast<int64_t>(rows->size() * sizeof(Row) / sizeof(int64_t));
+  auto* cells = new std::vector<int64_t>(*count);
+  std::copy_n(reinterpret_cast<const int64_t*>(rows->data()), *count, cells->begin());
+  *out = cells;
+}
 
 }  // namespace
 }  // namespace megarl
 
 using namespace megarl;
 
-// sources and destinations in ascending order of rank. On kOk, *out owns *count rows until freed.
+// Tensors are numbered in plan order; sources and destinations ascend in rank. On kOk, *out owns
+// *count int64 cells until freed: a MatchRow for each decision that concerns `keep` (or all), or,
+// with totals, a TotalRow for each rank that moves anything.
 MEGARL_API int megarl_match(const PieceRow* pieces, int64_t n_pieces, int64_t n_tensors,
                             const RankRow* sources, int64_t n_sources, const RankRow* destinations,
-                            int64_t n_destinations, int all, int64_t keep, void** out,
-                            int64_t* count) {
+                            int64_t n_destinations, int64_t grain, int all, int64_t keep,
+                            int totals, void** out, int64_t* count) {
   try {
-    for (int64_t i = 0; i < n_pieces; ++i) {
-      if (pieces[i].tensor < 0 || pieces[i].tensor >= n_tensors) return kOutOfBounds;
+    const Tables tables{pieces,       n_pieces,       n_tensors, sources, n_sources,
+                        destinations, n_destinations, grain};
+    if (!tables.in_bounds()) return kOutOfBounds;
+    const Matcher matcher(tables);
+    std::vector<MatchRow> rows;
+    std::map<int64_t, TotalRow> sums;
+    const bool covered = matcher.run(all != 0, keep, [&](const MatchRow& row) {
+      if (totals) {
+        add(matcher, row, &sums);
+      } else if (all || row.src == keep || row.dst == keep) {
+        rows.push_back(row);
+      }
+    });
+    if (!covered) return kUncovered;
+    if (!totals) {
+      hand_over(&rows, out, count);
+      return kOk;
     }
-    for (int64_t i = 0; i < n_sources; ++i) {
-      if (sources[i].begin < 0 || sources[i].end > n_pieces) return kOutOfBounds;
+    std::vector<TotalRow> table;
+    for (auto& [rank, row] : sums) {
+      row.rank = rank;
+      table.push_back(row);
     }
-    for (int64_t i = 0; i < n_destinations; ++i) {
-      if (destinations[i].begin < 0 || destinations[i].end > n_pieces) return kOutOfBounds;
-    }
-    Matcher matcher(pieces, sources, n_sources, n_tensors);
-    for (int64_t i = 0; i < n_destinations; ++i) {
-      if (!matcher.cover(destinations[i])) return kUncovered;
-    }
-    matcher.choose_senders();
-    auto* rows = new std::vector<MatchRow>(matcher.rows(all != 0, keep));
-    *out = rows;
-    *count = static_cast<int64_t>(rows->size());
+    hand_over(&table, out, count);
     return kOk;
   } catch (...) {  // only allocation can fail here
     return kNoMemory;
   }
 }
 
-MEGARL_API const void* megarl_match_rows(void* handle) {
-  return static_cast<std::vector<MatchRow>*>(handle)->data();
+MEGARL_API const void* megarl_match_cells(void* handle) {
+  return static_cast<std::vector<int64_t>*>(handle)->data();
 }
 
 MEGARL_API void megarl_match_free(void* handle) {
-  delete static_cast<std::vector<MatchRow>*>(handle);
+  delete static_cast<std::vector<int64_t>*>(handle);
 }

@@ -1,4 +1,5 @@
-// Pack, unpack, copy and digest of strided regions on the CPU.
+// Pack, unpack, copy and digest of strided regions on the CPU. Where `digests` is not null, it
+// receives each region's digest as the destination's type, taken from the source on the way.
 #include <cstring>
 #include <new>
 
@@ -104,24 +105,37 @@ Region flat_region(const Region& like, void* flat, int64_t flat_numel) {
   return {reinterpret_cast<int64_t>(flat), flat_numel, like.flat, {1, 1, 1, n}, {0, 0, 0, 1}, 0, 0};
 }
 
-void copy_part(const Region& from, int64_t from_size, const Region& to, int64_t to_size,
-               int64_t begin, int64_t end, CopyRun kernel) {
+// Copies elements [begin, end) of a region; returns the digest of what was read, if asked for.
+uint64_t copy_part(const Region& from, int64_t from_size, const Region& to, int64_t to_size,
+                   int64_t begin, int64_t end, CopyRun kernel, DigestRun digest) {
+  constexpr int64_t kInCache = 4096;  // elements that are digested while they are still in L1
   Cursor a(from, begin), b(to, begin);
+  uint64_t sum = 0;
   while (begin < end) {
-    const int64_t n = std::min({a.run(), b.run(), end - begin});
-    kernel(reinterpret_cast<const char*>(from.base) + a.position() * from_size, a.stride(),
-           reinterpret_cast<char*>(to.base) + b.position() * to_size, b.stride(), n);
+    int64_t n = std::min({a.run(), b.run(), end - begin});
+    if (digest != nullptr) n = std::min(n, kInCache);
+    const char* source = reinterpret_cast<const char*>(from.base) + a.position() * from_size;
+    kernel(source, a.stride(), reinterpret_cast<char*>(to.base) + b.position() * to_size,
+           b.stride(), n);
+    if (digest != nullptr) sum += digest(source, a.stride(), n, static_cast<uint64_t>(begin));
     a.advance(n);
     b.advance(n);
     begin += n;
   }
+  return sum;
+}
+
+void add(uint64_t* out, uint64_t sum) {  // threads share large regions
+  __atomic_fetch_add(out, sum, __ATOMIC_RELAXED);
 }
 
 enum class Flat { kNone, kSource, kDestination };
 
 Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t flat_bytes,
-            Flat which, int src_dtype, int dst_dtype, int threads, int64_t* bad) {
+            Flat which, int src_dtype, int dst_dtype, uint64_t* digests, int threads,
+            int64_t* bad) {
   const CopyRun kernel = copy_kernel(src_dtype, dst_dtype);
+  const DigestRun digest = digests == nullptr ? nullptr : digest_kernel(src_dtype, dst_dtype);
   if (kernel == nullptr) return kUnsupported;
   const int64_t from_size = item_size(src_dtype), to_size = item_size(dst_dtype);
   const int64_t flat_numel = flat_bytes / (which == Flat::kSource ? from_size : to_size);
@@ -133,10 +147,12 @@ Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t
       if (src[i].numel() != dst[i].numel()) return *bad = i, kMismatch;
     }
   }
+  if (digests != nullptr) std::memset(digests, 0, n * sizeof(uint64_t));
   for_elements(leading, n, threads, [&](int64_t i, int64_t begin, int64_t end) {
     const Region a = which == Flat::kSource ? flat_region(dst[i], flat, flat_numel) : src[i];
     const Region b = which == Flat::kDestination ? flat_region(src[i], flat, flat_numel) : dst[i];
-    copy_part(a, from_size, b, to_size, begin, end, kernel);
+    const uint64_t sum = copy_part(a, from_size, b, to_size, begin, end, kernel, digest);
+    if (digests != nullptr) add(&digests[i], sum);
   });
   return kOk;
 }
@@ -156,25 +172,26 @@ int guarded(const Body& body) {
 using namespace megarl;
 
 MEGARL_API int megarl_pack(const Region* table, int64_t n, void* flat, int64_t flat_bytes,
-                           int src_dtype, int dst_dtype, int threads, int64_t* bad) {
+                           int src_dtype, int dst_dtype, uint64_t* digests, int threads,
+                           int64_t* bad) {
   return guarded([&] {
     return move(table, nullptr, n, flat, flat_bytes, Flat::kDestination, src_dtype, dst_dtype,
-                threads, bad);
+                digests, threads, bad);
   });
 }
 
 MEGARL_API int megarl_unpack(const Region* table, int64_t n, void* flat, int64_t flat_bytes,
                              int src_dtype, int dst_dtype, int threads, int64_t* bad) {
   return guarded([&] {
-    return move(nullptr, table, n, flat, flat_bytes, Flat::kSource, src_dtype, dst_dtype, threads,
-                bad);
+    return move(nullptr, table, n, flat, flat_bytes, Flat::kSource, src_dtype, dst_dtype, nullptr,
+                threads, bad);
   });
 }
 
 MEGARL_API int megarl_copy(const Region* src, const Region* dst, int64_t n, int src_dtype,
-                           int dst_dtype, int threads, int64_t* bad) {
+                           int dst_dtype, uint64_t* digests, int threads, int64_t* bad) {
   return guarded([&] {
-    return move(src, dst, n, nullptr, 0, Flat::kNone, src_dtype, dst_dtype, threads, bad);
+    return move(src, dst, n, nullptr, 0, Flat::kNone, src_dtype, dst_dtype, digests, threads, bad);
   });
 }
 
@@ -196,7 +213,7 @@ MEGARL_API int megarl_digest(const Region* table, int64_t n, int src_dtype, int 
         cursor.advance(count);
         begin += count;
       }
-      __atomic_fetch_add(&out[i], sum, __ATOMIC_RELAXED);  // threads share large regions
+      add(&out[i], sum);
     });
     return kOk;
   });

@@ -30,7 +30,7 @@ from megarl.rollout import engine as rollout_engine
 from megarl.train.build import Builder
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
 
-BUCKET_BYTES = 1 << 14
+BUFFER_BYTES = 1 << 16
 """Small, so that a sync takes several rounds and cuts large regions."""
 
 
@@ -45,6 +45,7 @@ class SyncCase:
     rollout_dtype: str = "float32"
     lr: float = 1e-2
     canary: bool = True
+    overlap: bool = True
     rollout_ranks: tuple[int, ...] = ()
     """Without any, the actor's."""
 
@@ -109,7 +110,8 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
         actor,
         rollout,
         wire_dtype=getattr(torch, case.rollout_dtype),
-        bucket_bytes=BUCKET_BYTES,
+        buffer_bytes=BUFFER_BYTES,
+        overlap=case.overlap,
         verify_interval=1,
         canary=canary,
         canary_limit=CANARY_LIMIT[getattr(torch, case.rollout_dtype)],
@@ -239,7 +241,13 @@ def generate_some(rank: Rank) -> list[tuple[int, ...]]:
 
 @contextmanager
 def _skip_movement(rank: Rank, stage: Stage) -> Iterator[None]:
-    with mock.patch.object(RegionSet, "unpack", lambda self, buffer: None):
+    def copy_nothing(source: RegionSet, target: Any, wire: torch.dtype, digest: bool) -> Any:
+        return source.digest(wire)
+
+    with (
+        mock.patch.object(RegionSet, "unpack", lambda self, buffer: None),
+        mock.patch.object(executor, "copy_regions", copy_nothing),
+    ):
         yield
 
 

@@ -89,9 +89,12 @@ def fill(buffers: Buffers, placement: Placement, tensors: Buffers) -> Buffers:
 
 
 def run(plan: Plan, sources: Mapping[int, Buffers], destinations: Mapping[int, Buffers]) -> None:
-    """Carry out a plan; fails where an element is written twice."""
+    """Carry out a plan in its order; fails where an element is written twice.
+
+    A relay that came before what it passes on would pass on `UNTOUCHED`.
+    """
     for t in plan.transfers:
-        src = sources[t.src][t.src_buffer].reshape(-1)
+        src = (destinations if t.relay else sources)[t.src][t.src_buffer].reshape(-1)
         dst = destinations[t.dst][t.dst_buffer].reshape(-1)
         target = strided(dst, t.dst_offset, t.box.shape, t.dst_strides)
         assert (target == UNTOUCHED).all(), f"written twice: {t}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
@@ -13,6 +14,8 @@ from megarl.layout import (
     MegatronSlice,
     Piece,
     Placement,
+    Plan,
+    Transfer,
     VllmSlice,
     file_placement,
     make_plan,
@@ -55,9 +58,11 @@ def test_equal_on_model_layouts(seed: int) -> None:
     for node_of in (None, on_node):
         pure = make_plan(sources, destinations, node_of=node_of)
         assert native.plan(sources, destinations, node_of=node_of) == pure
+    grain = rng.choice([1, 7, 64])
     for rank in range(8):
-        part = make_plan(sources, destinations, node_of=on_node, rank=rank)
-        assert native.plan(sources, destinations, node_of=on_node, rank=rank) == part
+        part = make_plan(sources, destinations, node_of=on_node, rank=rank, grain=grain)
+        fast = native.plan(sources, destinations, node_of=on_node, rank=rank, grain=grain)
+        assert fast == part
     files = {0: file_placement(shape)}
     clipped = {
         r: megatron_placement(shape, MegatronSlice(r % tp, tp), padded_vocab=False)
@@ -100,11 +105,29 @@ def test_equal_on_overlapping_boxes(seed: int) -> None:
             pieces += [piece(name, box) for box in random_cut(rng, whole) if rng.random() < 0.8]
     held: dict[int, Placement] = {r: tuple(p) for r, p in sources.items()}
     needed: dict[int, Placement] = {r: tuple(p) for r, p in destinations.items()}
-    pure = make_plan(held, needed, node_of=on_node)
-    assert native.plan(held, needed, node_of=on_node) == pure
+    grain = 1 + seed % 5
+    pure = make_plan(held, needed, node_of=on_node, grain=grain)
+    assert native.plan(held, needed, node_of=on_node, grain=grain) == pure
     for rank in (3, 1, 99):
-        part = make_plan(held, needed, node_of=on_node, rank=rank)
-        assert native.plan(held, needed, node_of=on_node, rank=rank) == part
+        part = make_plan(held, needed, node_of=on_node, rank=rank, grain=grain)
+        assert native.plan(held, needed, node_of=on_node, rank=rank, grain=grain) == part
+    totals = native.plan_totals(held, needed, node_of=on_node, grain=grain)
+    assert totals == {rank: totals_of(pure, rank) for rank in sorted({*held, *needed})}
+
+
+def totals_of(plan: Plan, rank: int) -> native.Totals:
+    """Counted from the transfers."""
+
+    def elements(transfers: Iterable[Transfer], near: bool) -> int:
+        return sum(t.box.numel for t in transfers if (on_node(t.src) == on_node(t.dst)) == near)
+
+    return native.Totals(
+        local=elements(plan.local(rank), True),
+        near_received=elements(plan.receives(rank), True),
+        far_received=elements(plan.receives(rank), False),
+        near_sent=elements(plan.sends(rank), True),
+        far_sent=elements(plan.sends(rank), False),
+    )
 
 
 def test_errors_are_those_of_the_pure_planner() -> None:

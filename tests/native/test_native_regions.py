@@ -99,7 +99,10 @@ def test_pack_and_unpack(sizes: list[Spec], pair: tuple[DType, DType], seed: int
     src, dst = pair
     _, views, table, flat_numel = world(sizes, src, seed)
     flat = torch.zeros(flat_numel, dtype=TORCH[dst])
-    native.pack(table, flat.data_ptr(), flat.nbytes, src_dtype=src, dst_dtype=dst)
+    digests = np.full(len(table), 77)
+    codes = {"src_dtype": src, "dst_dtype": dst}
+    native.pack(table, flat.data_ptr(), flat.nbytes, digests=digests, **codes)
+    np.testing.assert_array_equal(digests, native.digest(table, dtype=src, as_dtype=dst))
     expected = torch.zeros_like(flat)
     start = 1
     for view in views:

@@ -111,7 +111,7 @@ RANGES: dict[str, Range] = {
     "algorithm.max_tokens_per_gpu": _COUNT,
     "algorithm.critic_warmup": _NATURAL,
     "reward.missing_eos_penalty": _NATURAL,
-    "weight_sync.bucket_megabytes": _COUNT,
+    "weight_sync.buffer_megabytes": _COUNT,
     "weight_sync.verify_interval": _NATURAL,
     "observe.logprob_diff_mean_limit": _NATURAL,
     "observe.logprob_diff_p99_limit": _NATURAL,
