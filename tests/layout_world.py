@@ -30,14 +30,19 @@ Buffers = dict[str, Array]
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 UNTOUCHED = -1
 
 
 def model(family: str = "llama", **changes: Any) -> ModelShape:
-    """A tiny model: 4 layers, 8 heads of size 4 over 4 KV heads, a vocabulary of 150."""
+    """A tiny model: 4 layers, 8 heads of size 4 over 4 KV heads, a vocabulary of 150.
+
+    Where there are experts, 8 of them of 24 hidden units.
+    """
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[family]],
         "hidden_size": 16,
@@ -48,6 +53,10 @@ def model(family: str = "llama", **changes: Any) -> ModelShape:
         "head_dim": 4,
         "vocab_size": 150,
     }
+    if family == "mixtral":
+        config["num_local_experts"] = 8
+    if family == "qwen3_moe":
+        config |= {"num_experts": 8, "moe_intermediate_size": 24}
     return model_shape_from_hf(config | changes)
 
 
@@ -102,15 +111,31 @@ def run(plan: Plan, sources: Mapping[int, Buffers], destinations: Mapping[int, B
 
 
 def megatron_ranks(
-    shape: ModelShape, *, tp: int, pp: int = 1, dp: int = 1, **options: Any
+    shape: ModelShape,
+    *,
+    tp: int,
+    pp: int = 1,
+    dp: int = 1,
+    ep: int = 1,
+    etp: int = 1,
+    **options: Any,
 ) -> dict[int, MegatronSlice]:
-    """Megatron's mesh order: TP fastest, then DP, then PP."""
-    return {
-        (p * dp + d) * tp + t: MegatronSlice(t, tp, p, pp, **options)
-        for p in range(pp)
-        for d in range(dp)
-        for t in range(tp)
-    }
+    """Megatron's mesh order: TP fastest, then DP, then PP; experts: expert-TP, EP, the rest, PP."""
+    slices = {}
+    for rank in range(tp * dp * pp):
+        place = rank % (tp * dp)
+        slices[rank] = MegatronSlice(
+            rank % tp,
+            tp,
+            rank // (tp * dp),
+            pp,
+            ep_rank=place // etp % ep,
+            ep_size=ep,
+            etp_rank=place % etp,
+            etp_size=etp,
+            **options,
+        )
+    return slices
 
 
 def megatron_world(
@@ -125,9 +150,12 @@ def megatron_world(
 
 
 def vllm_world(
-    shape: ModelShape, world: int, tp: int
+    shape: ModelShape, world: int, tp: int, pp: int = 1, expert_parallel: bool = False
 ) -> tuple[dict[int, Placement], dict[int, Buffers]]:
-    """Placements of replicas of `tp` ranks each, and their empty buffers."""
-    slices = {r: VllmSlice(r % tp, tp) for r in range(world)}
+    """Placements of replicas of tp x pp ranks each, TP fastest, and their empty buffers."""
+    slices = {
+        r: VllmSlice(r % tp, tp, r // tp % pp, pp, expert_parallel=expert_parallel)
+        for r in range(world)
+    }
     placements = {r: vllm_placement(shape, s) for r, s in slices.items()}
     return placements, {r: empty(vllm_parameters(shape, s)) for r, s in slices.items()}

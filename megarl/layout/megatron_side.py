@@ -9,7 +9,6 @@ from typing import Literal
 
 from megarl.errors import ConfigError
 from megarl.layout.families.blocks import EMBEDDING
-from megarl.layout.families.rule import Rule
 from megarl.layout.geometry import (
     Rows,
     Shard,
@@ -19,7 +18,7 @@ from megarl.layout.geometry import (
     local_shape,
 )
 from megarl.layout.placement import Placement
-from megarl.layout.rules import ModelShape, expand, rules_for
+from megarl.layout.rules import ModelShape, Slot, expand, rules_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,12 @@ class MegatronSlice:
     first_stage_layers: int | None = None
     """num_layers_in_first_pipeline_stage; None: an equal share."""
     last_stage_layers: int | None = None
+    ep_rank: int = 0
+    ep_size: int = 1
+    """Expert parallelism: equal, consecutive shares of the experts."""
+    etp_rank: int = 0
+    etp_size: int = 1
+    """Tensor parallelism inside one expert."""
     layernorm: Literal["local", "te"] = "local"
     """The layer spec: TransformerEngine fuses the norms into the linear layers after them."""
 
@@ -86,8 +91,8 @@ def megatron_placement(
     """
     shard = _shard(shape, slice_, padded_vocab)
     pieces = []
-    for rule, layer, buffer in _local_rules(shape, slice_):
-        pieces += local_pieces(rule, layer, buffer, shape, shard)
+    for slot, buffer in _local_slots(shape, slice_, shard.experts):
+        pieces += local_pieces(slot, buffer, shape, shard)
     return tuple(pieces)
 
 
@@ -95,7 +100,8 @@ def megatron_parameters(shape: ModelShape, slice_: MegatronSlice) -> dict[str, t
     """Every local parameter, "<chunk>/<name>", and its local shape."""
     shard = _shard(shape, slice_, padded_vocab=True)
     return {
-        buffer: local_shape(rule, shape, shard) for rule, _, buffer in _local_rules(shape, slice_)
+        buffer: local_shape(slot.rule, shape, shard)
+        for slot, buffer in _local_slots(shape, slice_, shard.experts)
     }
 
 
@@ -107,11 +113,38 @@ def _shard(shape: ModelShape, slice_: MegatronSlice, padded_vocab: bool) -> Shar
         slice_.tp_size,
         num_attention_heads=shape.num_heads,
         num_query_groups=shape.num_kv_heads,
-        ffn_hidden_size=shape.ffn_hidden_size,
+        ffn_hidden_size=0 if shape.num_experts else shape.ffn_hidden_size,
         padded_vocab_size=shape.padded_vocab_size,
     )
-    rows = shape.padded_vocab_size
-    return Shard(slice_.tp_rank, slice_.tp_size, rows, padded_vocab, _interleaved_qkv)
+    return Shard(
+        slice_.tp_rank,
+        slice_.tp_size,
+        shape.padded_vocab_size,
+        padded_vocab,
+        _interleaved_qkv,
+        slice_.etp_rank,
+        slice_.etp_size,
+        _local_experts(shape, slice_),
+    )
+
+
+def _local_experts(shape: ModelShape, slice_: MegatronSlice) -> range:
+    ep, etp = slice_.ep_size, slice_.etp_size
+    if not shape.num_experts:
+        return range(0)
+    check_rank("Megatron", "expert-parallel", slice_.ep_rank, ep)
+    check_rank("Megatron", "expert-tensor-parallel", slice_.etp_rank, etp)
+    if shape.num_experts % ep:
+        raise ConfigError(
+            f"Megatron: expert-parallel size {ep} does not divide num_experts {shape.num_experts}"
+        )
+    if shape.expert_ffn_size % etp:
+        raise ConfigError(
+            f"Megatron: expert-tensor-parallel size {etp} does not divide the experts' hidden size "
+            f"{shape.expert_ffn_size}"
+        )
+    count = shape.num_experts // ep
+    return range(slice_.ep_rank * count, (slice_.ep_rank + 1) * count)
 
 
 def _interleaved_qkv(shape: ModelShape, tp_rank: int, tp_size: int) -> list[Rows]:
@@ -125,8 +158,10 @@ def _interleaved_qkv(shape: ModelShape, tp_rank: int, tp_size: int) -> list[Rows
     return rows
 
 
-def _local_rules(shape: ModelShape, slice_: MegatronSlice) -> Iterator[tuple[Rule, int, str]]:
-    """Rule, global layer, buffer name: layers are numbered from 0 within each chunk."""
+def _local_slots(
+    shape: ModelShape, slice_: MegatronSlice, experts: range
+) -> Iterator[tuple[Slot, str]]:
+    """Slot, buffer name: layers are numbered from 0 within each chunk, experts within a rank."""
     rules = rules_for(shape)
     if shape.tied and slice_.pp_size > 1:
         # The last stage cannot share storage with the first: Megatron keeps a copy there.
@@ -135,6 +170,8 @@ def _local_rules(shape: ModelShape, slice_: MegatronSlice) -> Iterator[tuple[Rul
     for chunk, layers in enumerate(chunks):
         first = slice_.pp_rank == 0 and chunk == 0
         last = slice_.pp_rank == slice_.pp_size - 1 and chunk == len(chunks) - 1
-        for rule, layer in expand(rules, layers, first=first, last=last):
+        for slot in expand(rules, layers, experts, first=first, last=last):
+            rule = slot.rule
             name = rule.te if slice_.layernorm == "te" and rule.te else rule.megatron
-            yield rule, layer, f"{chunk}/" + name.format(n=layer - layers.start)
+            local = name.format(n=slot.layer - layers.start, e=slot.expert - experts.start)
+            yield slot, f"{chunk}/{local}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 from megarl.errors import ConfigError
 from megarl.layout.families import FAMILIES, blocks
@@ -17,7 +17,7 @@ VOCAB_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Everything about a dense decoder that decides where its weights lie."""
+    """Everything about a decoder that decides where its weights lie."""
 
     family: str
     num_layers: int
@@ -34,6 +34,10 @@ class ModelShape:
     """The output layer is the embedding."""
     qkv_bias: bool = False
     qk_norm: bool = False
+    num_experts: int = 0
+    """Experts of each layer; 0: a dense model."""
+    expert_ffn_size: int = 0
+    """Hidden size of one expert."""
     scalar_head: str | None = None
     """Hugging Face name of the [1, hidden] head of a value or reward model, which has no lm_head"""
 
@@ -46,6 +50,8 @@ class ModelShape:
             "q": self.num_heads * self.head_dim,
             "kv": self.num_kv_heads * self.head_dim,
             "head": self.head_dim,
+            "experts": self.num_experts,
+            "expert_ffn": self.expert_ffn_size,
             "one": 1,
         }
         return sizes[name]
@@ -78,6 +84,7 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
             f"config.json: num_key_value_heads {kv_heads} does not divide "
             f"num_attention_heads {heads}"
         )
+    experts = _num_experts(config, family)
     multiple = lcm(VOCAB_MULTIPLE, tp)
     shape = ModelShape(
         family=family.name,
@@ -92,6 +99,8 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=blocks.QKV_BIAS in family.rules,
         qk_norm=blocks.Q_NORM in family.rules,
+        num_experts=experts,
+        expert_ffn_size=_positive(config, family.expert_ffn_key) if experts else 0,
     )
     return with_scalar_head(shape) if _is_scalar(config) else shape
 
@@ -113,22 +122,35 @@ def rules_for(shape: ModelShape) -> tuple[Rule, ...]:
 def hf_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Full Hugging Face tensor names and shapes, with the true (unpadded) vocabulary."""
     tensors: dict[str, tuple[int, ...]] = {}
-    for rule, layer in expand(rules_for(shape), range(shape.num_layers), first=True, last=True):
+    everything = range(shape.num_layers), range(shape.num_experts)
+    for rule, layer, expert in expand(rules_for(shape), *everything, first=True, last=True):
         for name, dims in zip(rule.hf, rule.dims, strict=True):
-            tensors[name.format(n=layer)] = tuple(shape.dim(dim) for dim in dims)
+            tensors[name.format(n=layer, e=expert)] = tuple(shape.dim(dim) for dim in dims)
     return tensors
 
 
+class Slot(NamedTuple):
+    """A rule at one of the places where it is in force; numbers are those of the whole model."""
+
+    rule: Rule
+    layer: int
+    expert: int
+    """0 where the rule is not about experts."""
+
+
 def expand(
-    rules: tuple[Rule, ...], layers: range, *, first: bool, last: bool
-) -> Iterator[tuple[Rule, int]]:
-    """Each rule with each of its layers, in the order of the forward pass."""
+    rules: tuple[Rule, ...], layers: range, experts: range, *, first: bool, last: bool
+) -> Iterator[Slot]:
+    """Each rule with each of its layers and experts, in the order of the forward pass."""
     if first:
-        yield from ((rule, 0) for rule in rules if rule.place == "first")
+        yield from (Slot(rule, 0, 0) for rule in rules if rule.place == "first")
     for layer in layers:
-        yield from ((rule, layer) for rule in rules if rule.place == "layer")
+        for rule in rules:
+            if rule.place == "layer":
+                numbers = experts if rule.experts else range(1)
+                yield from (Slot(rule, layer, expert) for expert in numbers)
     if last:
-        yield from ((rule, 0) for rule in rules if rule.place == "last")
+        yield from (Slot(rule, 0, 0) for rule in rules if rule.place == "last")
 
 
 def _scalar_rule(name: str) -> Rule:
@@ -154,6 +176,19 @@ def _family_of(config: Mapping[str, Any]) -> Family:
         f"config.json: architectures {list(architectures)}, model_type "
         f"{config.get('model_type')!r} is not a known model; known: {known}"
     )
+
+
+def _num_experts(config: Mapping[str, Any], family: Family) -> int:
+    if not family.experts_keys:
+        return 0
+    for key, plain in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if config.get(key, plain) != plain:
+            raise ConfigError(
+                f"config.json: {key} is {config[key]!r}: {family.name} is supported with experts "
+                "in every layer"
+            )
+    key = next((key for key in family.experts_keys if key in config), family.experts_keys[0])
+    return _positive(config, key)
 
 
 def _is_scalar(config: Mapping[str, Any]) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 from megarl.errors import ConfigError
 from megarl.layout.families.blocks import EMBEDDING
-from megarl.layout.families.rule import Rule
 from megarl.layout.geometry import (
     Rows,
     Shard,
@@ -18,7 +18,7 @@ from megarl.layout.geometry import (
     local_shape,
 )
 from megarl.layout.placement import Placement
-from megarl.layout.rules import VOCAB_MULTIPLE, ModelShape, expand, rules_for
+from megarl.layout.rules import VOCAB_MULTIPLE, ModelShape, Slot, expand, rules_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class VllmSlice:
     tp_size: int = 1
     pp_rank: int = 0
     pp_size: int = 1
+    expert_parallel: bool = False
+    """Whether the replica's ranks deal whole experts among them, instead of cutting each."""
 
 
 @lru_cache(maxsize=1024)
@@ -40,16 +42,21 @@ def vllm_placement(shape: ModelShape, slice_: VllmSlice, *, padded_vocab: bool =
     """
     shard = _shard(shape, slice_, padded_vocab)
     pieces = []
-    for rule, layer, buffer in _local_rules(shape, slice_):
-        pieces += local_pieces(rule, layer, buffer, shape, shard)
+    for slot, buffer in _local_slots(shape, slice_, shard.experts):
+        # The experts of a rank are one parameter, one expert after the other.
+        before = slot.expert - shard.experts.start if slot.rule.experts else 0
+        start = before * prod(local_shape(slot.rule, shape, shard))
+        pieces += local_pieces(slot, buffer, shape, shard, start)
     return tuple(pieces)
 
 
 def vllm_parameters(shape: ModelShape, slice_: VllmSlice) -> dict[str, tuple[int, ...]]:
     """Every local parameter and its local shape."""
     shard = _shard(shape, slice_, padded_vocab=True)
+    stack = (len(shard.experts),)
     return {
-        buffer: local_shape(rule, shape, shard) for rule, _, buffer in _local_rules(shape, slice_)
+        buffer: (stack if slot.rule.experts else ()) + local_shape(slot.rule, shape, shard)
+        for slot, buffer in _local_slots(shape, slice_, shard.experts)
     }
 
 
@@ -64,7 +71,8 @@ def _shard(shape: ModelShape, slice_: VllmSlice, padded_vocab: bool) -> Shard:
         "vLLM",
         slice_.tp_size,
         num_attention_heads=shape.num_heads,
-        intermediate_size=shape.ffn_hidden_size,
+        intermediate_size=0 if shape.num_experts else shape.ffn_hidden_size,
+        expert_intermediate_size=0 if slice_.expert_parallel else shape.expert_ffn_size,
         padded_vocab_size=vocab_rows,
     )
     tp, kv = slice_.tp_size, shape.num_kv_heads
@@ -73,7 +81,18 @@ def _shard(shape: ModelShape, slice_: VllmSlice, padded_vocab: bool) -> Shard:
             f"vLLM: tensor-parallel size {tp} and num_key_value_heads {kv}: "
             "one must divide the other"
         )
-    return Shard(slice_.tp_rank, tp, vocab_rows, padded_vocab, _stacked_qkv)
+    etp = (0, 1) if slice_.expert_parallel else (slice_.tp_rank, tp)
+    experts = _local_experts(shape, slice_)
+    return Shard(slice_.tp_rank, tp, vocab_rows, padded_vocab, _stacked_qkv, *etp, experts)
+
+
+def _local_experts(shape: ModelShape, slice_: VllmSlice) -> range:
+    """vLLM's "linear" placement: what is left over goes to the first ranks, one each."""
+    if not slice_.expert_parallel:
+        return range(shape.num_experts)
+    count, more = divmod(shape.num_experts, slice_.tp_size)
+    start = slice_.tp_rank * count + min(slice_.tp_rank, more)
+    return range(start, start + count + (slice_.tp_rank < more))
 
 
 def _stacked_qkv(shape: ModelShape, tp_rank: int, tp_size: int) -> list[Rows]:
@@ -100,13 +119,15 @@ def _stage_layers(num_layers: int, pp_rank: int, pp_size: int) -> range:
     return range(start, start + counts[pp_rank])
 
 
-def _local_rules(shape: ModelShape, slice_: VllmSlice) -> Iterator[tuple[Rule, int, str]]:
-    """Rule, layer, parameter name: vLLM numbers layers globally."""
+def _local_slots(
+    shape: ModelShape, slice_: VllmSlice, experts: range
+) -> Iterator[tuple[Slot, str]]:
+    """Slot, parameter name: vLLM numbers layers globally."""
     rules = rules_for(shape)
     if shape.tied and slice_.pp_size > 1:
         # The last stage computes logits with an embedding of its own.
         rules = (*rules, replace(EMBEDDING, place="last"))
     layers = _stage_layers(shape.num_layers, slice_.pp_rank, slice_.pp_size)
     first, last = slice_.pp_rank == 0, slice_.pp_rank == slice_.pp_size - 1
-    for rule, layer in expand(rules, layers, first=first, last=last):
-        yield rule, layer, rule.vllm.format(n=layer)
+    for slot in expand(rules, layers, experts, first=first, last=last):
+        yield slot, slot.rule.vllm.format(n=slot.layer)

@@ -11,8 +11,10 @@ from layout_world import Array, Buffers
 from megarl.layout import ModelShape
 
 
-def vllm_rank(shape: ModelShape, tensors: Buffers, rank: int, tp: int) -> Buffers:
-    """Every parameter of one vLLM rank (no pipeline), from padded full tensors."""
+def vllm_rank(
+    shape: ModelShape, tensors: Buffers, rank: int, tp: int, expert_parallel: bool = False
+) -> Buffers:
+    """Every parameter of one vLLM tensor rank, of all layers, from padded full tensors."""
 
     def rows(x: Array) -> Array:
         return np.split(x, tp)[rank]
@@ -38,8 +40,11 @@ def vllm_rank(shape: ModelShape, tensors: Buffers, rank: int, tp: int) -> Buffer
             out[name] = tensors[name]
         for name in (f"{at}input_layernorm.weight", f"{at}post_attention_layernorm.weight"):
             out[name] = tensors[name]
-        for name in (f"{at}self_attn.o_proj.weight", f"{at}mlp.down_proj.weight"):
-            out[name] = columns(tensors[name])
+        out[f"{at}self_attn.o_proj.weight"] = columns(tensors[f"{at}self_attn.o_proj.weight"])
+        if shape.num_experts:
+            out |= _experts(shape, tensors, at, rank, tp, expert_parallel)
+            continue
+        out[f"{at}mlp.down_proj.weight"] = columns(tensors[f"{at}mlp.down_proj.weight"])
         out[f"{at}mlp.gate_up_proj.weight"] = np.concatenate(
             [rows(tensors[f"{at}mlp.{x}_proj.weight"]) for x in ("gate", "up")]
         )
@@ -47,6 +52,35 @@ def vllm_rank(shape: ModelShape, tensors: Buffers, rank: int, tp: int) -> Buffer
     if not shape.tied:
         out["lm_head.weight"] = rows(tensors["lm_head.weight"][:vocab])
     return out
+
+
+EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe.", ("w1", "w3", "w2")),
+    "qwen3_moe": ("mlp.", ("gate_proj", "up_proj", "down_proj")),
+}
+
+
+def _experts(
+    shape: ModelShape, tensors: Buffers, at: str, rank: int, tp: int, expert_parallel: bool
+) -> Buffers:
+    """vLLM's stacked experts: whole ones of its own, or its share of each."""
+    module, names = EXPERT_NAMES[shape.family]
+    gates, ups, downs = (
+        np.stack([tensors[f"{at}{module}experts.{e}.{n}.weight"] for e in range(shape.num_experts)])
+        for n in names
+    )
+    if expert_parallel:
+        mine = np.array_split(np.arange(shape.num_experts), tp)[rank]
+        gates, ups, downs = gates[mine], ups[mine], downs[mine]
+    else:
+        gates, ups = (np.split(x, tp, axis=1)[rank] for x in (gates, ups))
+        downs = np.split(downs, tp, axis=2)[rank]
+    experts = f"{at}{module}experts.routed_experts."
+    return {
+        f"{at}{module}gate.weight": tensors[f"{at}{module}gate.weight"],
+        f"{experts}w13_weight": np.concatenate([gates, ups], axis=1),
+        f"{experts}w2_weight": downs,
+    }
 
 
 def megatron_layer(shape: ModelShape, tensors: Buffers, layer: int, rank: int, tp: int) -> Buffers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megarl.layout.families.rule import Rule
 
 _HF = "model.layers.{n}."
@@ -100,3 +102,44 @@ LM_HEAD = Rule(
     megatron="output_layer.weight",
     vllm="lm_head.weight",
 )
+
+
+def expert_rules(
+    at: str, router: str, gate: str, up: str, down: str
+) -> tuple[Rule, Rule, Rule, Rule]:
+    """Norm, router, gate above up, and down of a layer of experts.
+
+    at: Hugging Face module under the layer, such as "mlp."; the others are names under it.
+    """
+    hf, mg, vllm = _HF + at, _MG + "mlp.", _HF + at + "experts.routed_experts."
+    return (
+        replace(MLP_NORM, te=""),  # TransformerEngine fuses it into dense layers only
+        Rule(
+            kind="replicated",
+            place="layer",
+            hf=(hf + router,),
+            dims=(("experts", "hidden"),),
+            megatron=mg + "router.weight",
+            vllm=hf + router,
+        ),
+        Rule(
+            kind="gate_up",
+            place="layer",
+            hf=(hf + gate, hf + up),
+            dims=(("expert_ffn", "hidden"), ("expert_ffn", "hidden")),
+            megatron=mg + "experts.local_experts.{e}.linear_fc1.weight",
+            te=mg + "experts.linear_fc1.weight{e}",
+            vllm=vllm + "w13_weight",
+            experts=True,
+        ),
+        Rule(
+            kind="row",
+            place="layer",
+            hf=(hf + down,),
+            dims=(("hidden", "expert_ffn"),),
+            megatron=mg + "experts.local_experts.{e}.linear_fc2.weight",
+            te=mg + "experts.linear_fc2.weight{e}",
+            vllm=vllm + "w2_weight",
+            experts=True,
+        ),
+    )

@@ -9,13 +9,16 @@ Kind = Literal["vocab", "qkv", "gate_up", "row", "replicated"]
 """How tensor parallelism splits: vocab rows; query groups; gate above up; columns; not at all."""
 Place = Literal["first", "layer", "last"]
 """Where pipeline parallelism puts it: embedding stage, the layer's stage, head stage."""
-Dim = Literal["vocab", "hidden", "ffn", "q", "kv", "head", "one"]
+Dim = Literal["vocab", "hidden", "ffn", "q", "kv", "head", "experts", "expert_ffn", "one"]
 """q: query heads x head_dim rows; kv: KV heads x head_dim; head: head_dim."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One local parameter and the Hugging Face tensors stacked in it; {n} is the layer number."""
+    """One local parameter and the Hugging Face tensors stacked in it.
+
+    {n} in a name is the layer's number, {e} the expert's.
+    """
 
     kind: Kind
     place: Place
@@ -28,6 +31,8 @@ class Rule:
     vllm: str
     te: str = ""
     """Name in Megatron's TransformerEngine spec, where it differs."""
+    experts: bool = False
+    """Whether every expert has one: split by expert parallelism, in vLLM stacked to one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +48,6 @@ class Family:
     """Where config.json is silent; None: as many as query heads."""
     default_head_dim: int | None = None
     """Where config.json is silent; None: hidden size / query heads."""
+    experts_keys: tuple[str, ...] = ()
+    """Where config.json has the number of experts, the first that is there; none: a dense model."""
+    expert_ffn_key: str = "intermediate_size"
