@@ -22,7 +22,7 @@ from megarl.models.schedule import Loss, run_schedule
 
 def slice_of(layout: MeshLayout, rank: int) -> MegatronSlice:
     """What the planner needs to know of pool rank `rank` of a mesh."""
-    at = layout.coordinates(rank)
+    at, expert = layout.coordinates(rank), layout.expert_layout().coordinates(rank)
     return MegatronSlice(
         tp_rank=at.tp,
         tp_size=layout.tp,
@@ -31,6 +31,10 @@ def slice_of(layout: MeshLayout, rank: int) -> MegatronSlice:
         vpp_size=layout.vpp,
         first_stage_layers=layout.first_stage_layers,
         last_stage_layers=layout.last_stage_layers,
+        ep_rank=expert.cp,
+        ep_size=layout.ep,
+        etp_rank=expert.tp,
+        etp_size=layout.etp,
         layernorm="te" if uses_transformer_engine() else "local",
     )
 

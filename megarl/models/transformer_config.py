@@ -1,4 +1,4 @@
-"""Hugging Face config -> Megatron-Core TransformerConfig, for the dense decoder families."""
+"""Hugging Face config -> Megatron-Core TransformerConfig, for the decoder families."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def transformer_config(
     recompute: dict[str, Any] = {}
     if recompute_granularity == "full":
         recompute = {"recompute_method": "uniform", "recompute_num_layers": 1}
+    experts = _expert_settings(hf, shape, layout) if shape.num_experts else {}
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -88,4 +89,25 @@ def transformer_config(
         overlap_p2p_comm=interleaved,
         recompute_granularity=recompute_granularity,
         **recompute,
+        **experts,
     )
+
+
+def _expert_settings(
+    hf: Mapping[str, Any], shape: ModelShape, layout: MeshLayout
+) -> dict[str, Any]:
+    """Experts as Hugging Face's models route to them: a softmax over all, then the k largest.
+
+    Where the k weights are then scaled to sum to 1 (Mixtral always, Qwen3-MoE by norm_topk_prob),
+    that is a softmax over the k largest alone.
+    """
+    return {
+        "num_moe_experts": shape.num_experts,
+        "moe_ffn_hidden_size": shape.expert_ffn_size,
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": layout.etp,
+        "moe_router_topk": int(hf.get("num_experts_per_tok", 2)),
+        "moe_router_pre_softmax": not hf.get("norm_topk_prob", shape.family == "mixtral"),
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+    }

@@ -75,6 +75,9 @@ FACTORIES = (
 ).split()
 """torch factories whose device="cuda" means cpu here, and whose pin_memory is dropped."""
 
+MISSING = (("megatron.core.transformer.moe.moe_utils", "te_general_gemm", "router_gating_linear"),)
+"""(module, name that stays undefined without TransformerEngine, the place that reads it)."""
+
 _TYPE_NAMES = {
     "torch.FloatTensor": "torch.cuda.FloatTensor",
     "torch.HalfTensor": "torch.cuda.HalfTensor",
@@ -129,7 +132,47 @@ class _Proxy(types.ModuleType):
 def _make_proxy() -> _Proxy:
     cuda = _Proxy(torch.cuda, {name: stand_in for name, stand_in, _ in CUDA_TABLE})
     factories = {name: _cpu_factory(getattr(torch, name)) for name in FACTORIES}
-    return _Proxy(torch, {"cuda": cuda, **factories})
+    distributed = _Proxy(
+        torch.distributed,
+        {
+            "all_to_all_single": _all_to_all_single,
+            "all_gather": _all_gather,
+            "reduce_scatter": _reduce_scatter,
+        },
+    )
+    return _Proxy(torch, {"cuda": cuda, "distributed": distributed, **factories})
+
+
+def _all_to_all_single(output: Any, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    """Split sizes as lists: the token dispatcher brings them off the GPU itself, where one is."""
+    plain = [_as_list(value) for value in args]
+    named = {name: _as_list(value) for name, value in kwargs.items()}
+    return torch.distributed.all_to_all_single(output, input, *plain, **named)
+
+
+def _all_gather(parts: list[torch.Tensor], mine: torch.Tensor, group: Any = None) -> None:
+    """Parts of unequal lengths too, as NCCL takes them and gloo does not."""
+    longest = max(len(part) for part in parts)
+    if all(len(part) == longest for part in parts):
+        torch.distributed.all_gather(parts, mine, group=group)
+        return
+    padded = mine.new_zeros((longest, *mine.shape[1:]))
+    padded[: len(mine)] = mine
+    gathered = [torch.empty_like(padded) for _ in parts]
+    torch.distributed.all_gather(gathered, padded, group=group)
+    for part, whole in zip(parts, gathered, strict=True):
+        part.copy_(whole[: len(part)])
+
+
+def _reduce_scatter(mine: torch.Tensor, parts: list[torch.Tensor], group: Any = None) -> None:
+    """The sum of each rank's part, on that rank; parts may differ in length."""
+    total = torch.cat(parts)
+    torch.distributed.all_reduce(total, group=group)
+    mine.copy_(total.split([len(part) for part in parts])[torch.distributed.get_rank(group)])
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 _PROXY = _make_proxy()
@@ -138,6 +181,9 @@ _PROXY = _make_proxy()
 def _outfit(module: types.ModuleType) -> None:
     if getattr(module, "torch", None) is torch:
         module.torch = _PROXY  # type: ignore[attr-defined]
+    for where, name, _ in MISSING:
+        if module.__name__ == where and not hasattr(module, name):
+            setattr(module, name, None)
     if module.__name__ == "megatron.core.tensor_parallel.random":
         module._get_cuda_rng_state = lambda *a, **k: torch.get_rng_state()  # type: ignore[attr-defined]
         module._set_cuda_rng_state = lambda state, *a, **k: torch.set_rng_state(state)  # type: ignore[attr-defined]

@@ -12,7 +12,9 @@ import torch
 
 VOCAB_SIZE = 70
 EOS = 1
-FAMILIES = ("llama", "llama-tied", "llama3-rope", "qwen2", "qwen3", "mistral")
+DENSE = ("llama", "llama-tied", "llama3-rope", "qwen2", "qwen3", "mistral")
+WITH_EXPERTS = ("mixtral", "qwen3-moe")
+FAMILIES = (*DENSE, *WITH_EXPERTS)
 
 
 class TinyModels:
@@ -36,8 +38,10 @@ def _make_model(family: str, folder: Path) -> None:
         GenerationConfig,
         LlamaConfig,
         MistralConfig,
+        MixtralConfig,
         Qwen2Config,
         Qwen3Config,
+        Qwen3MoeConfig,
     )
 
     base = family.removesuffix("-reward")
@@ -49,6 +53,8 @@ def _make_model(family: str, folder: Path) -> None:
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
         "mistral": MistralConfig,
+        "mixtral": MixtralConfig,
+        "qwen3-moe": Qwen3MoeConfig,
     }
     settings = {
         "vocab_size": VOCAB_SIZE,
@@ -69,6 +75,11 @@ def _make_model(family: str, folder: Path) -> None:
     if base == "qwen2":  # derives its head size
         settings |= {"hidden_size": 128}
         del settings["head_dim"]
+    if family == "mixtral":
+        settings["num_local_experts"] = 4
+    if family == "qwen3-moe":
+        settings |= {"num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True}
+        settings["num_experts_per_tok"] = 2
     if family == "llama3-rope":
         settings["rope_parameters"] = {
             "rope_type": "llama3",

@@ -54,12 +54,6 @@ def check_mesh_settings(mesh: MeshConfig, key: str) -> None:
             f"{key}.context_parallel_size is {cp}: more than 1 needs TransformerEngine and CUDA, "
             "which are not both here; set it to 1, or install transformer-engine"
         )
-    experts = mesh.expert_model_parallel_size, mesh.expert_tensor_parallel_size
-    if max(experts) > 1:
-        raise ConfigError(
-            f"{key}: expert_model_parallel_size {experts[0]} and expert_tensor_parallel_size "
-            f"{experts[1]}: the model has no experts; set both to 1"
-        )
 
 
 def needs_critic(config: Config) -> bool:

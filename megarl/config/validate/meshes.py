@@ -67,8 +67,23 @@ def _role_plan(role: Role, model: RoleModel, ranks: tuple[int, ...]) -> RolePlan
             f"context {layout.cp} on {len(ranks)} ranks leaves {layout.dp}; leave it out, or give "
             f"the role {layout.tp * layout.pp * layout.cp * wanted} ranks"
         )
+    _check_experts(model.shape, layout, key)
     _check_megatron(model.shape, layout, key)
     return RolePlan(ranks, layout, model.shape, model.path, model.hf)
+
+
+def _check_experts(shape: ModelShape, layout: MeshLayout, key: str) -> None:
+    if not shape.num_experts and max(layout.ep, layout.etp) > 1:
+        raise ConfigError(
+            f"{key}: expert_model_parallel_size {layout.ep} and expert_tensor_parallel_size "
+            f"{layout.etp}: the model has no experts; set both to 1"
+        )
+    if shape.num_experts and layout.tp > 1 and not layout.sequence_parallel:
+        raise ConfigError(
+            f"{key}.tensor_model_parallel_size is {layout.tp}: Megatron trains layers of experts "
+            f"under tensor parallelism with sequence parallelism only; set {key}.sequence_parallel "
+            "to true"
+        )
 
 
 def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
@@ -79,6 +94,8 @@ def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
         vpp_size=layout.vpp,
         first_stage_layers=layout.first_stage_layers,
         last_stage_layers=layout.last_stage_layers,
+        ep_size=layout.ep,
+        etp_size=layout.etp,
     )
     try:
         stage_layers(shape, slice_)
@@ -91,7 +108,10 @@ def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
     try:
         megatron_parameters(shape, slice_)
     except ConfigError as error:
-        sizes = gcd(shape.num_heads, shape.num_kv_heads, shape.ffn_hidden_size)
+        if "expert" in str(error):
+            raise ConfigError(f"{key} ({layout.describe()}): {error}") from None
+        ffn = 0 if shape.num_experts else shape.ffn_hidden_size
+        sizes = gcd(shape.num_heads, shape.num_kv_heads, ffn)
         raise ConfigError(
             f"{key}.tensor_model_parallel_size: {error}; the model takes {_divisors(sizes)}"
         ) from None

@@ -5,7 +5,7 @@ from megarl.layout.families.rule import Family
 
 FAMILY = Family(
     name="mixtral",
-    architectures=("MixtralForCausalLM",),
+    architectures=("MixtralForCausalLM", "MixtralForSequenceClassification"),
     rules=(
         blocks.EMBEDDING,
         blocks.INPUT_NORM,

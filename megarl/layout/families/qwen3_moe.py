@@ -5,7 +5,7 @@ from megarl.layout.families.rule import Family
 
 FAMILY = Family(
     name="qwen3_moe",
-    architectures=("Qwen3MoeForCausalLM",),
+    architectures=("Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"),
     rules=(
         blocks.EMBEDDING,
         blocks.INPUT_NORM,
