@@ -19,7 +19,7 @@ import torch
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
-from megarl.layout import model_shape_from_hf, with_scalar_head
+from megarl.layout import ReplicaLayout, model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
 from megarl.observe.report import show, summary_table
 from megarl.runtime.environment import set_variables
@@ -153,7 +153,7 @@ def _config(arguments: argparse.Namespace, folder: Path) -> tuple[Config, RunPla
     value = RolePlan((0,), MeshLayout(), with_scalar_head(shape), str(folder), hf)
     with_critic = arguments.estimator == "gae"
     critic, reference = (value, policy) if with_critic else (None, None)
-    return config, RunPlan(1, policy, critic, reference, None, (0,), 1)
+    return config, RunPlan(1, policy, critic, reference, None, (0,), ReplicaLayout())
 
 
 def _write_model(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -26,9 +26,9 @@ def _head(plan: RunPlan) -> list[str]:
 
 
 def _rollout(config: Config, plan: RunPlan) -> str:
-    tp = plan.rollout_tensor_parallel_size
-    replicas, where = len(plan.rollout_ranks) // tp, _ranges(plan.rollout_ranks)
-    return f"  {'rollout':<10}{f'{replicas} x t{tp}':<14} ranks {where}  {config.rollout.engine}"
+    replicas = len(plan.rollout_ranks) // plan.replica.size
+    what, where = f"{replicas} x {plan.replica.describe()}", _ranges(plan.rollout_ranks)
+    return f"  {'rollout':<10}{what:<14} ranks {where}  {config.rollout.engine}"
 
 
 def _step(config: Config, command: str) -> str:
@@ -71,8 +71,9 @@ def _place(role: RolePlan, rank: int) -> str:
 def _replica(plan: RunPlan, rank: int) -> str:
     if rank not in plan.rollout_ranks:
         return "-"
-    replica, tp = divmod(plan.rollout_ranks.index(rank), plan.rollout_tensor_parallel_size)
-    return f"{replica},{tp}"
+    index, layout = plan.rollout_ranks.index(rank), plan.replica
+    stage = f" pp {index // layout.tp % layout.pp}" if layout.pp > 1 else ""
+    return f"{index // layout.size},{index % layout.tp}{stage}"
 
 
 def _ranges(ranks: Sequence[int]) -> str:

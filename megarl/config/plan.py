@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megarl.layout.rules import ModelShape
+from megarl.layout.vllm_side import ReplicaLayout
 from megarl.mesh.layout import MeshLayout
 
 
@@ -33,7 +34,8 @@ class RunPlan:
     reference: RolePlan | None
     reward: RolePlan | None
     rollout_ranks: tuple[int, ...]
-    rollout_tensor_parallel_size: int
+    replica: ReplicaLayout
+    """Each of the rollout's replicas."""
 
     @property
     def roles(self) -> dict[str, RolePlan]:

@@ -112,7 +112,11 @@ class RolloutConfig:
     engine: str = "vllm"
     """vllm, transformers (slow, for machines without vLLM) or scripted (tests)."""
     tensor_parallel_size: int = 1
-    """Ranks per replica; a pool holds pool size / this many replicas."""
+    """Ranks that share each layer's matrices; a pool holds as many replicas as fit."""
+    pipeline_parallel_size: int = 1
+    """Pipeline stages of a replica."""
+    enable_expert_parallel: bool = False
+    """Deal whole experts over the ranks of a replica, instead of cutting each of them."""
     dtype: str | None = None
     """Type of the rollout weights; None: the actor's."""
     temperature: float = 1.0

@@ -9,7 +9,7 @@ from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, mega
 from megarl.layout.placement import Piece, Placement
 from megarl.layout.plan import Plan, Transfer, make_plan
 from megarl.layout.rules import ModelShape, hf_tensors, model_shape_from_hf, with_scalar_head
-from megarl.layout.vllm_side import VllmSlice, vllm_parameters, vllm_placement
+from megarl.layout.vllm_side import ReplicaLayout, VllmSlice, vllm_parameters, vllm_placement
 
 __all__ = [
     "Box",
@@ -18,6 +18,7 @@ __all__ = [
     "Piece",
     "Placement",
     "Plan",
+    "ReplicaLayout",
     "Transfer",
     "VllmSlice",
     "file_placement",

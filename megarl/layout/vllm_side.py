@@ -33,6 +33,30 @@ class VllmSlice:
     """Whether the replica's ranks deal whole experts among them, instead of cutting each."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaLayout:
+    """One vLLM replica: tensor ranks are neighbours; replicas follow each other."""
+
+    tp: int = 1
+    pp: int = 1
+    expert_parallel: bool = False
+
+    @property
+    def size(self) -> int:
+        """Ranks of a replica."""
+        return self.tp * self.pp
+
+    def slice_of(self, index: int) -> VllmSlice:
+        """The place of rank number `index` of the rollout."""
+        stage = index // self.tp % self.pp
+        return VllmSlice(index % self.tp, self.tp, stage, self.pp, self.expert_parallel)
+
+    def describe(self) -> str:
+        """As in t2p2: tensor and pipeline sizes; +ep where experts are dealt over the replica."""
+        pipeline = f"p{self.pp}" if self.pp > 1 else ""
+        return f"t{self.tp}{pipeline}" + ("+ep" if self.expert_parallel else "")
+
+
 @lru_cache(maxsize=1024)
 def vllm_placement(shape: ModelShape, slice_: VllmSlice, *, padded_vocab: bool = True) -> Placement:
     """Everything the rank holds; buffers are vLLM's parameter names.

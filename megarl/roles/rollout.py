@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from megarl.layout import ReplicaLayout
 from megarl.mesh.rows import RowMap
 from megarl.mesh.universe import Pool, Universe
 from megarl.rollout.engine import RolloutEngine, generate
@@ -17,10 +18,10 @@ class RolloutRole:
         self,
         universe: Universe,
         pool: Pool,
-        tensor_parallel_size: int,
+        replica: ReplicaLayout,
         engine: RolloutEngine | None,
     ) -> None:
-        self.pool, self.tensor_parallel_size = pool, tensor_parallel_size
+        self.pool, self.replica = pool, replica
         self._engine = engine
         self._rank = pool.ranks.index(universe.rank) if universe.rank in pool.ranks else -1
 
@@ -38,16 +39,16 @@ class RolloutRole:
     @property
     def num_replicas(self) -> int:
         """Copies of the model that generate side by side."""
-        return len(self.pool.ranks) // self.tensor_parallel_size
+        return len(self.pool.ranks) // self.replica.size
 
     @property
     def is_lead(self) -> bool:
         """Whether this rank's rollouts count: the first of its replica."""
-        return self.here and self._rank % self.tensor_parallel_size == 0
+        return self.here and self._rank % self.replica.size == 0
 
     def lead_of(self, group: int) -> int:
         """Universe rank that answers for a group of samples; groups are dealt in turn."""
-        return self.pool.ranks[(group % self.num_replicas) * self.tensor_parallel_size]
+        return self.pool.ranks[(group % self.num_replicas) * self.replica.size]
 
     def row_map(self, groups: Sequence[int]) -> RowMap:
         """Owner of each row after generation."""
@@ -65,7 +66,7 @@ class RolloutRole:
         """
         if not self.here:
             return []
-        replica = self._rank // self.tensor_parallel_size
+        replica = self._rank // self.replica.size
         mine = [one for one in requests if one.group % self.num_replicas == replica]
         rollouts = generate(self.engine, mine, sampling, on_finished)
         return rollouts if self.is_lead else []

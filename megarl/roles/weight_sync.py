@@ -19,7 +19,6 @@ from megarl.layout import (
     ModelShape,
     Placement,
     Plan,
-    VllmSlice,
     megatron_placement,
     vllm_parameters,
     vllm_placement,
@@ -128,13 +127,12 @@ class WeightSync:
 
     def _make_plan(self, shape: ModelShape) -> Plan:
         layout, actor_ranks = self._actor.layout, self._actor.pool.ranks
-        tp = self._rollout.tensor_parallel_size
         sources: dict[int, Placement] = {
             rank: megatron_placement(shape, slice_of(layout, index))
             for index, rank in enumerate(actor_ranks)
         }
         destinations: dict[int, Placement] = {
-            rank: vllm_placement(shape, VllmSlice(index % tp, tp))
+            rank: vllm_placement(shape, self._rollout.replica.slice_of(index))
             for index, rank in enumerate(self._rollout.pool.ranks)
         }
         return native.plan(
@@ -150,9 +148,8 @@ class WeightSync:
             raise PlanError(f"weight sync: ranks made different plans: {digests}")
         if not self._rollout.here:
             return
-        tp = self._rollout.tensor_parallel_size
         index = self._rollout.pool.ranks.index(self._universe.rank)
-        expected = vllm_parameters(self._shape, VllmSlice(index % tp, tp))
+        expected = vllm_parameters(self._shape, self._rollout.replica.slice_of(index))
         found = {name: tuple(tensor.shape) for name, tensor in live.items()}
         if found != expected:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0]

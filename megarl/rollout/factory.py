@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megarl.errors import ConfigError
-from megarl.layout import ModelShape, VllmSlice, vllm_parameters
+from megarl.layout import ModelShape, vllm_parameters
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.local import Decode
 from megarl.rollout.vllm_engine import VllmEngine, VllmSettings
@@ -17,9 +17,9 @@ ENGINES = ("vllm", "transformers", "scripted")
 
 
 def build_engine(
-    name: str, settings: VllmSettings, shape: ModelShape, replica_rank: int, decode: Decode
+    name: str, settings: VllmSettings, shape: ModelShape, index: int, decode: Decode
 ) -> RolloutEngine:
-    """The engine called `name` on rank `replica_rank` of its replica.
+    """The engine called `name` on rank number `index` of the rollout.
 
     `settings.engine_args` are the engine's own: vLLM's arguments, or {"script": file}. Raises
     ConfigError for an unknown name, and for transformers on several ranks per replica.
@@ -31,16 +31,16 @@ def build_engine(
     if name == "transformers":
         from megarl.rollout.transformers_engine import TransformersEngine
 
-        if settings.tensor_parallel_size != 1:
+        if settings.replica.size != 1:
             raise ConfigError(
-                f"rollout.tensor_parallel_size is {settings.tensor_parallel_size}: the "
-                "transformers engine has one rank per replica; set it to 1, or take vllm"
+                f"rollout replicas of {settings.replica.size} ranks: the transformers engine has "
+                "one rank per replica; set rollout.tensor_parallel_size to 1, or take vllm"
             )
         return TransformersEngine(settings.model, shape, dtype, decode, length, seqs)
     if name == "scripted":
         from megarl.rollout.scripted import ScriptedEngine, read_script
 
-        shapes = vllm_parameters(shape, VllmSlice(replica_rank, settings.tensor_parallel_size))
+        shapes = vllm_parameters(shape, settings.replica.slice_of(index))
         parameters = {key: torch.zeros(size, dtype=dtype) for key, size in shapes.items()}
         script = read_script(_script_path(settings.engine_args))
         return ScriptedEngine(script, parameters, decode, length, seqs)

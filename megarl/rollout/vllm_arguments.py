@@ -8,7 +8,8 @@ from pathlib import Path
 
 SET_HERE = frozenset({
     "model", "tokenizer", "skip_tokenizer_init", "load_format", "dtype", "tensor_parallel_size",
-    "pipeline_parallel_size", "distributed_executor_backend", "max_model_len", "max_num_seqs",
+    "pipeline_parallel_size", "enable_expert_parallel", "distributed_executor_backend",
+    "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes",
     "logprobs_mode", "disable_log_stats", "seed",
 })  # fmt: skip

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -14,7 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
+from megarl.layout import ReplicaLayout
 from megarl.rollout.vllm_arguments import SET_HERE
+from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
+from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
@@ -30,7 +31,7 @@ class VllmSettings:
     """Hugging Face folder: its config decides the architecture; weights come by sync."""
     run_name: str
     """The same on all ranks of this start: names shared memory, so that it can be swept."""
-    tensor_parallel_size: int
+    replica: ReplicaLayout
     dtype: str
     max_model_len: int
     """Tokens, prompt and response together."""
@@ -56,7 +57,9 @@ class VllmEngine:
             skip_tokenizer_init=True,
             load_format="dummy",
             dtype=settings.dtype,
-            tensor_parallel_size=settings.tensor_parallel_size,
+            tensor_parallel_size=settings.replica.tp,
+            pipeline_parallel_size=settings.replica.pp,
+            enable_expert_parallel=settings.replica.expert_parallel,
             distributed_executor_backend="external_launcher",
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
@@ -74,10 +77,10 @@ class VllmEngine:
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
         self._model = self._engine.model_executor.driver_worker.worker.model_runner.model
+        self._weights = LiveWeights(self._model)
         self._decode = decode
         self.weight_version = -1
         self._writing = False
-        self._packed: dict[str, weakref.ref[Any]] = {}
         self._inbox: list[tuple[str, Any]] = []
         self._open_inbox = False
         self._running: dict[str, RolloutRequest] = {}
@@ -121,16 +124,12 @@ class VllmEngine:
         """See RolloutEngine."""
         if self._engine.has_unfinished_requests():
             raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
-        if not self._writing:
-            self._packed = _packed_layers(self._model)
         self._writing = True
-        return {name: parameter.data for name, parameter in self._model.named_parameters()}
+        return self._weights.open()
 
     def commit(self, version: int) -> None:
         """See RolloutEngine; raises VerificationError where something of old weights is left."""
-        if not on_cuda():
-            _repack_linear_layers(self._model)
-        self._check_repacked()
+        self._weights.close()
         self.reset_prefix_cache()
         self._check_prefix_cache()
         self._writing = False
@@ -140,15 +139,6 @@ class VllmEngine:
         """Forget the keys and values of earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RunError("rollout: vLLM did not reset its prefix cache; requests are in flight")
-
-    def _check_repacked(self) -> None:
-        """Every layer that vLLM had packed must have a new packing since the write was opened."""
-        now = dict(self._model.named_modules())
-        for name, old in self._packed.items():
-            if old() is now[name].cpu_linear:
-                raise VerificationError(
-                    f"weight sync: vLLM still computes {name} with the weights packed before it"
-                )
 
     def _check_prefix_cache(self) -> None:
         """No block of keys and values of earlier weights may be found again."""
@@ -261,25 +251,9 @@ def _prepare_process(run_name: str) -> None:
         return
     on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     set_variables(on_cpu, keep_given=True)
-    _keep_packed_weights()
+    keep_linear_weights()
+    map_experts()
     _name_shared_memory(run_name)
-
-
-def _keep_packed_weights() -> None:
-    """vLLM packs linear weights for oneDNN and drops the parameter: keep it, to write into it."""
-    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
-
-    if isinstance(utils.dispatch_cpu_unquantized_gemm, partial):
-        return
-    original = utils.dispatch_cpu_unquantized_gemm
-
-    def keep(layer: torch.nn.Module, remove_weight: bool = False) -> None:
-        original(layer, remove_weight=False)
-
-    keeping = partial(keep)
-    for module in (utils, linear, vocab_parallel_embedding):
-        if hasattr(module, "dispatch_cpu_unquantized_gemm"):
-            module.dispatch_cpu_unquantized_gemm = keeping
 
 
 def _name_shared_memory(run_name: str) -> None:
@@ -293,19 +267,3 @@ def _name_shared_memory(run_name: str) -> None:
         return f"env://:{name}", rank, local_rank
 
     ExecutorWithExternalLauncher._distributed_args = distributed_args
-
-
-def _packed_layers(model: torch.nn.Module) -> dict[str, weakref.ref[Any]]:
-    """What each packed layer computes with: an object that holds a copy of its weights."""
-    found = {name: getattr(m, "cpu_linear", None) for name, m in model.named_modules()}
-    live = torch.nn.functional.linear  # reads the parameter itself
-    return {name: weakref.ref(f) for name, f in found.items() if f is not None and f is not live}
-
-
-def _repack_linear_layers(model: torch.nn.Module) -> None:
-    """Have vLLM pack again what it packed when it was built."""
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-    for module in model.modules():
-        if hasattr(module, "cpu_linear"):
-            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

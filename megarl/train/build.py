@@ -103,13 +103,12 @@ class Builder:
             def decode(ids: Sequence[int]) -> str:
                 return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-            tp = plan.rollout_tensor_parallel_size
             engine = build_engine(
                 rollout.engine,
                 VllmSettings(
                     model=model_path,
                     run_name=self.universe.launch.run_id,
-                    tensor_parallel_size=tp,
+                    replica=plan.replica,
                     dtype=rollout.dtype or config.actor.model.dtype,
                     max_model_len=config.data.max_prompt_length + config.data.max_response_length,
                     kv_cache_bytes=rollout.kv_cache_megabytes << 20,
@@ -121,10 +120,10 @@ class Builder:
                     engine_args=dict(rollout.engine_args),
                 ),
                 plan.actor.shape,
-                pool.ranks.index(self.universe.rank) % tp,
+                pool.ranks.index(self.universe.rank),
                 decode,
             )
-        return RolloutRole(self.universe, pool, plan.rollout_tensor_parallel_size, engine)
+        return RolloutRole(self.universe, pool, plan.replica, engine)
 
 
 def weight_source(role: RolePlan, model: ModelConfig, seed: int, name: str) -> WeightSource:

@@ -45,6 +45,38 @@ def full_weights(shards: Shards, layout: MeshLayout, hf: Mapping[str, Any]) -> d
                 ]
                 found = {name: parts(stage, at + name) for name in names}
                 out |= _layer(found, hf, f"model.layers.{layer}.")
+                if hf["model_type"] in EXPERTS:
+                    whole = [
+                        shards[layout.rank(pp=stage) + i] for i in range(layout.tp * layout.dp)
+                    ]
+                    out |= _experts(whole, layout, hf, at, f"model.layers.{layer}.")
+    return out
+
+
+EXPERTS = {
+    "mixtral": ("block_sparse_moe.", ("w1", "w3", "w2")),
+    "qwen3_moe": ("mlp.", ("gate_proj", "up_proj", "down_proj")),
+}
+"""model_type -> module and names of an expert's gate, up and down."""
+
+
+def _experts(
+    stage: Shards, layout: MeshLayout, hf: Mapping[str, Any], at: str, hf_at: str
+) -> dict[str, Tensor]:
+    """All experts of a layer, from all ranks of its stage; expert-TP ranks are neighbours."""
+    module, (gate, up, down) = EXPERTS[hf["model_type"]]
+    number = hf.get("num_experts", hf.get("num_local_experts"))
+    each, out = number // layout.ep, {}
+    out[f"{hf_at}{module}gate.weight"] = stage[0][f"{at}mlp.router.weight"]
+    for expert in range(number):
+        first = expert // each * layout.etp
+        name = f"{at}mlp.experts.local_experts.{expert % each}.linear_fc"
+        ranks = [stage[first + t] for t in range(layout.etp)]
+        halves = [rank[f"{name}1.weight"].chunk(2) for rank in ranks]
+        one = f"{hf_at}{module}experts.{expert}."
+        out[f"{one}{gate}.weight"] = torch.cat([half[0] for half in halves])
+        out[f"{one}{up}.weight"] = torch.cat([half[1] for half in halves])
+        out[f"{one}{down}.weight"] = torch.cat([rank[f"{name}2.weight"] for rank in ranks], 1)
     return out
 
 
@@ -60,11 +92,12 @@ def _layer(parts: Mapping[str, list[Tensor]], hf: Mapping[str, Any], at: str) ->
             for name, x in (("q", q), ("k", k), ("v", v)):
                 x = x.reshape(-1, x.shape[-1])
                 out[f"{at}self_attn.{name}_proj.{kind}"] = x[:, 0] if kind == "bias" else x
-    halves = [part.chunk(2) for part in parts["mlp.linear_fc1.weight"]]
-    out[f"{at}mlp.gate_proj.weight"] = torch.cat([gate for gate, _ in halves])
-    out[f"{at}mlp.up_proj.weight"] = torch.cat([up for _, up in halves])
     out[f"{at}self_attn.o_proj.weight"] = torch.cat(parts["self_attention.linear_proj.weight"], 1)
-    out[f"{at}mlp.down_proj.weight"] = torch.cat(parts["mlp.linear_fc2.weight"], 1)
+    if "mlp.linear_fc1.weight" in parts:
+        halves = [part.chunk(2) for part in parts["mlp.linear_fc1.weight"]]
+        out[f"{at}mlp.gate_proj.weight"] = torch.cat([gate for gate, _ in halves])
+        out[f"{at}mlp.up_proj.weight"] = torch.cat([up for _, up in halves])
+        out[f"{at}mlp.down_proj.weight"] = torch.cat(parts["mlp.linear_fc2.weight"], 1)
     for ours, theirs in (
         ("input_layernorm", "input_layernorm"),
         ("pre_mlp_layernorm", "post_attention_layernorm"),

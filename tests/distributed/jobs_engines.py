@@ -14,7 +14,7 @@ from worker import Rank
 
 from megarl.config.validate.models import read_hf_config
 from megarl.errors import RunError
-from megarl.layout import VllmSlice, model_shape_from_hf, vllm_placement
+from megarl.layout import ReplicaLayout, VllmSlice, model_shape_from_hf, vllm_placement
 from megarl.rollout.engine import RolloutEngine, generate
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
@@ -53,7 +53,7 @@ def start(rank: Rank, kind: str, path: str, script: str) -> None:
     settings = VllmSettings(
         model=path,
         run_name=rank.run_name,
-        tensor_parallel_size=rank.universe.size,
+        replica=ReplicaLayout(rank.universe.size),
         dtype="float32",
         max_model_len=MAX_MODEL_LEN,
         kv_cache_bytes=16 << 20,

@@ -20,6 +20,7 @@ from worker import Rank
 
 from megarl.config.schema import Config, OptimizerConfig
 from megarl.errors import RunError
+from megarl.layout import ReplicaLayout
 from megarl.mesh.layout import MeshLayout
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.reshard import executor
@@ -40,7 +41,7 @@ class SyncCase:
 
     family: str
     layout: MeshLayout
-    rollout_tp: int
+    rollout_tp: int | ReplicaLayout
     actor_dtype: str = "float32"
     rollout_dtype: str = "float32"
     lr: float = 1e-2

@@ -11,7 +11,7 @@ from worker import Rank
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.config.validate.models import read_hf_config
-from megarl.layout import model_shape_from_hf, with_scalar_head
+from megarl.layout import ReplicaLayout, model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
 from megarl.roles.actor import Actor
 from megarl.train.build import Builder
@@ -38,7 +38,7 @@ def run_plan(
     actor: RoleSpec,
     critic: RoleSpec | None = None,
     reference: RoleSpec | None = None,
-    rollout_tp: int = 1,
+    rollout_tp: int | ReplicaLayout = 1,
     reward: tuple[str, RoleSpec] | None = None,
     rollout_ranks: tuple[int, ...] = (),
 ) -> RunPlan:
@@ -52,7 +52,7 @@ def run_plan(
         reference=role_plan(path, reference) if reference else None,
         reward=role_plan(*reward) if reward else None,
         rollout_ranks=rollout_ranks or actor.ranks,
-        rollout_tensor_parallel_size=rollout_tp,
+        replica=ReplicaLayout(rollout_tp) if isinstance(rollout_tp, int) else rollout_tp,
     )
 
 

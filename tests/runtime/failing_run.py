@@ -138,6 +138,7 @@ def in_order(session: Session, rank: int, folder: Path) -> None:
 
 def raise_in_vllm(session: Session, rank: int, folder: Path) -> None:
     """A raise inside vLLM's forward pass on rank 3; its replica's other rank waits inside vLLM."""
+    from megarl.layout import ReplicaLayout
     from megarl.rollout.engine import generate
     from megarl.rollout.vllm_engine import VllmEngine, VllmSettings
     from megarl.types import Prompt, RolloutRequest, SamplingSpec
@@ -145,7 +146,7 @@ def raise_in_vllm(session: Session, rank: int, folder: Path) -> None:
     settings = VllmSettings(
         model=os.environ["TEST_MODEL"],
         run_name=session.universe.launch.run_id,
-        tensor_parallel_size=2,
+        replica=ReplicaLayout(2),
         dtype="float32",
         max_model_len=64,
         kv_cache_bytes=16 << 20,

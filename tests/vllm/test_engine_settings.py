@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megarl.errors import ConfigError, DataError, RunError
-from megarl.layout import model_shape_from_hf
+from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.rollout.factory import build_engine
 from megarl.rollout.scripted import read_script
 from megarl.rollout.vllm_engine import VllmSettings
@@ -31,7 +31,7 @@ def build(name: str, **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "model": "none",
         "run_name": "test",
-        "tensor_parallel_size": 1,
+        "replica": ReplicaLayout(),
         "dtype": "float32",
         "max_model_len": 16,
         "kv_cache_bytes": 0,
@@ -45,8 +45,8 @@ def test_unknown_engine() -> None:
 
 
 def test_transformers_has_one_rank_per_replica() -> None:
-    with pytest.raises(ConfigError, match="rollout.tensor_parallel_size is 2"):
-        build("transformers", tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="rollout replicas of 2 ranks"):
+        build("transformers", replica=ReplicaLayout(2))
 
 
 def test_scripted_needs_a_script() -> None:

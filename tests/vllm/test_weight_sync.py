@@ -18,6 +18,7 @@ from jobs_sync import SyncCase
 from tiny_models import TinyModels
 
 from megarl.config.validate.models import read_hf_config
+from megarl.layout import ReplicaLayout
 from megarl.mesh.layout import MeshLayout
 
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
@@ -29,6 +30,18 @@ CASES = {
     "pp2vpp2dp2-to-tp4": SyncCase("llama3-rope", MeshLayout(pp=2, vpp=2, dp=2), 4),
     "tp2dp2-to-tp2x2-bf16": SyncCase(
         "llama-tied", MeshLayout(tp=2, dp=2), 2, "bfloat16", "bfloat16"
+    ),
+    "tp2ep2dp2-to-tp2x2-experts": SyncCase(
+        "mixtral", MeshLayout(tp=2, dp=2, ep=2, sequence_parallel=True), 2
+    ),
+    "pp2ep2dp2-to-tp2ep-experts": SyncCase(
+        "qwen3-moe", MeshLayout(pp=2, dp=2, ep=2), ReplicaLayout(2, expert_parallel=True)
+    ),
+    "tp2etp2pp2-to-tp4ep-experts-cast": SyncCase(
+        "qwen3-moe",
+        MeshLayout(tp=2, pp=2, etp=2, sequence_parallel=True),
+        ReplicaLayout(4, expert_parallel=True),
+        rollout_dtype="bfloat16",
     ),
 }
 

@@ -35,13 +35,13 @@ def check_groups(config: Config) -> None:
 
 def check_replicas(config: Config, plan: RunPlan) -> None:
     """ConfigError where rollout replicas or data-parallel ranks would stand idle."""
-    data, tp = config.data, plan.rollout_tensor_parallel_size
-    replicas = len(plan.rollout_ranks) // tp
+    data, size = config.data, plan.replica.size
+    replicas = len(plan.rollout_ranks) // size
     if data.rollout_batch_size < replicas:
         raise ConfigError(
             f"data.rollout_batch_size {data.rollout_batch_size} (prompts) is less than the "
-            f"{replicas} rollout replicas ({len(plan.rollout_ranks)} ranks / "
-            f"rollout.tensor_parallel_size {tp}): take at least {replicas} prompts"
+            f"{replicas} rollout replicas ({len(plan.rollout_ranks)} ranks / {size} of a replica): "
+            f"take at least {replicas} prompts"
         )
     batch, group = config.algorithm.global_batch_size, data.n_samples_per_prompt
     for name in ("actor", "critic"):

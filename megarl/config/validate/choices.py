@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
         }.items()
     },
     "rollout.tensor_parallel_size": _COUNT,
+    "rollout.pipeline_parallel_size": _COUNT,
     "rollout.temperature": _POSITIVE,
     "rollout.top_p": _SHARE,
     "rollout.kv_cache_megabytes": _COUNT,

@@ -31,11 +31,12 @@ def check_engine(config: Config) -> None:
         )
     if rollout.engine == "vllm" and rollout.engine_args:
         _check_vllm_arguments(config)
-    if rollout.engine == "transformers" and rollout.tensor_parallel_size != 1:
-        raise ConfigError(
-            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size}: the transformers "
-            "engine has one rank per replica; set it to 1, or take vllm"
-        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if rollout.engine == "transformers" and getattr(rollout, name) != 1:
+            raise ConfigError(
+                f"rollout.{name} is {getattr(rollout, name)}: the transformers engine has one rank "
+                "per replica; set it to 1, or take vllm"
+            )
     if rollout.engine == "scripted":
         _check_script(config)
 

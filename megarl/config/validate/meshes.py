@@ -12,7 +12,7 @@ from megarl.config.validate.models import Role, RoleModel
 from megarl.errors import ConfigError
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, stage_layers
 from megarl.layout.rules import ModelShape
-from megarl.layout.vllm_side import VllmSlice, vllm_parameters
+from megarl.layout.vllm_side import ReplicaLayout, vllm_parameters
 from megarl.mesh.layout import MeshLayout, layout_from_config
 from megarl.runtime.device import on_cuda
 
@@ -27,9 +27,14 @@ def make_plan(
     pools = pools_from_resources(config.resources if purpose == "train" else {}, world_size)
     _check_idle(pools, models, config)
     roles = {role: _role_plan(role, model, pools.ranks[role]) for role, model in models.items()}
-    ranks, tp = pools.ranks["rollout"], config.rollout.tensor_parallel_size
+    ranks, rollout = pools.ranks["rollout"], config.rollout
+    replica = ReplicaLayout(
+        rollout.tensor_parallel_size,
+        rollout.pipeline_parallel_size,
+        rollout.enable_expert_parallel,
+    )
     if purpose != "pretrain":
-        _check_rollout(config, models["actor"].shape, len(ranks), tp)
+        _check_rollout(config, models["actor"].shape, len(ranks), replica)
     return RunPlan(
         world_size=world_size,
         actor=roles["actor"],
@@ -37,7 +42,7 @@ def make_plan(
         reference=roles.get("reference"),
         reward=roles.get("reward"),
         rollout_ranks=ranks,
-        rollout_tensor_parallel_size=tp,
+        replica=replica,
     )
 
 
@@ -117,16 +122,29 @@ def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
         ) from None
 
 
-def _check_rollout(config: Config, shape: ModelShape, num_ranks: int, tp: int) -> None:
-    if num_ranks % tp:
+def _check_rollout(
+    config: Config, shape: ModelShape, num_ranks: int, replica: ReplicaLayout
+) -> None:
+    if num_ranks % replica.tp:
         raise ConfigError(
-            f"rollout.tensor_parallel_size {tp} does not divide the {num_ranks} ranks of the "
-            f"rollout: take {_divisors(num_ranks)}, or other ranks"
+            f"rollout.tensor_parallel_size {replica.tp} does not divide the {num_ranks} ranks of "
+            f"the rollout: take {_divisors(num_ranks)}, or other ranks"
+        )
+    if num_ranks % replica.size or replica.pp > shape.num_layers:
+        raise ConfigError(
+            f"rollout.pipeline_parallel_size {replica.pp} x rollout.tensor_parallel_size "
+            f"{replica.tp} = {replica.size} does not divide the {num_ranks} ranks of the rollout, "
+            f"or has more stages than the {shape.num_layers} layers: take fewer stages"
+        )
+    if replica.expert_parallel and not shape.num_experts:
+        raise ConfigError(
+            "rollout.enable_expert_parallel is true and the model has no experts: set it to false"
         )
     try:
-        vllm_parameters(shape, VllmSlice(tp_size=tp))
+        vllm_parameters(shape, replica.slice_of(0))
     except ConfigError as error:
-        sizes = gcd(shape.num_heads, shape.ffn_hidden_size)
+        ffn = shape.expert_ffn_size if shape.num_experts else shape.ffn_hidden_size
+        sizes = gcd(shape.num_heads, 0 if replica.expert_parallel else ffn)
         raise ConfigError(
             f"rollout.tensor_parallel_size: {error}; the model takes {_divisors(sizes)}"
         ) from None
