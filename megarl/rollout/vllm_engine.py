@@ -15,6 +15,7 @@ from megarl.errors import RunError, VerificationError
 from megarl.layout import ReplicaLayout
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
+from megarl.rollout.vllm_pipeline import prepare_stage
 from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
@@ -76,7 +77,9 @@ class VllmEngine:
         self._llm = LLM(**own, **settings.engine_args)
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
-        self._model = self._engine.model_executor.driver_worker.worker.model_runner.model
+        runner = self._engine.model_executor.driver_worker.worker.model_runner
+        prepare_stage(runner)
+        self._model = runner.model
         self._weights = LiveWeights(self._model)
         self._decode = decode
         self.weight_version = -1
@@ -85,8 +88,8 @@ class VllmEngine:
         self._open_inbox = False
         self._running: dict[str, RolloutRequest] = {}
         self._finished: list[Rollout] = []
-        self._group = _replica_group()
-        self._is_lead = dist.get_rank(self._group.cpu_group) == 0
+        self._groups = _replica_groups()
+        self._is_lead = all(group.rank_in_group == 0 for group in self._groups)
 
     def submit(
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
@@ -156,8 +159,15 @@ class VllmEngine:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         prompt = {"prompt_token_ids": list(token_ids)}
         output = self._llm.generate([prompt], params, use_tqdm=False)[0]
-        rows = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
-        return [float(row[token].logprob) for token, row in rows]
+        pipeline, values = self._groups[0], []
+        if pipeline.is_last_rank:
+            rows = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+            values = [float(row[token].logprob) for token, row in rows]
+        box = [values]
+        if pipeline.world_size > 1:
+            last = pipeline.ranks[-1]
+            dist.broadcast_object_list(box, src=last, group=pipeline.cpu_group)
+        return box[0]
 
     def close(self) -> None:
         """See RolloutEngine; vLLM also destroys the default process group."""
@@ -166,9 +176,9 @@ class VllmEngine:
     def _read_inbox(self) -> None:
         """The lead's mail of this step, on every rank of the replica."""
         box = [self._inbox if self._is_lead else None]
-        if self._group.world_size > 1:
-            lead = dist.get_global_rank(self._group.cpu_group, 0)
-            dist.broadcast_object_list(box, src=lead, group=self._group.cpu_group)
+        for group in self._groups:
+            if group.world_size > 1:
+                dist.broadcast_object_list(box, src=group.ranks[0], group=group.cpu_group)
         mail, self._inbox = box[0] or [], []
         for kind, content in mail:
             if kind == "abort":
@@ -236,10 +246,11 @@ def _sampling_params(sampling: SamplingSpec, seed: int) -> Any:
     )
 
 
-def _replica_group() -> Any:
-    from vllm.distributed.parallel_state import get_tp_group
+def _replica_groups() -> tuple[Any, Any]:
+    """This rank's pipeline and tensor groups: from the lead to all stages, then inside each."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
-    return get_tp_group()
+    return get_pp_group(), get_tp_group()
 
 
 def _prepare_process(run_name: str) -> None:

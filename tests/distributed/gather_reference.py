@@ -34,11 +34,11 @@ def full_weights(shards: Shards, layout: MeshLayout, hf: Mapping[str, Any]) -> d
     out = {
         n: x[:vocab] if n.endswith(("tokens.weight", "head.weight")) else x for n, x in out.items()
     }
-    per_chunk = hf["num_hidden_layers"] // (pp * vpp)
+    layer = -1
     for chunk in range(vpp):
         for stage in range(pp):
-            for local in range(per_chunk):
-                layer = (chunk * pp + stage) * per_chunk + local
+            for local in range(_layers_of(layout, stage, hf["num_hidden_layers"])):
+                layer += 1
                 at = f"{chunk}/decoder.layers.{local}."
                 names = [
                     n.removeprefix(at) for n in shards[layout.rank(pp=stage)] if n.startswith(at)
@@ -51,6 +51,14 @@ def full_weights(shards: Shards, layout: MeshLayout, hf: Mapping[str, Any]) -> d
                     ]
                     out |= _experts(whole, layout, hf, at, f"model.layers.{layer}.")
     return out
+
+
+def _layers_of(layout: MeshLayout, stage: int, total: int) -> int:
+    """Layers of one chunk of a stage; only the first stage may have a number of its own."""
+    first = layout.first_stage_layers
+    if first is None:
+        return total // (layout.pp * layout.vpp)
+    return first if stage == 0 else (total - first) // (layout.pp - 1)
 
 
 EXPERTS = {

@@ -14,7 +14,7 @@ from worker import Rank
 
 from megarl.config.validate.models import read_hf_config
 from megarl.errors import RunError
-from megarl.layout import ReplicaLayout, VllmSlice, model_shape_from_hf, vllm_placement
+from megarl.layout import ReplicaLayout, model_shape_from_hf, vllm_placement
 from megarl.rollout.engine import RolloutEngine, generate
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
@@ -48,12 +48,12 @@ def write_script(path: Path) -> None:
     path.write_text("\n".join(lines))
 
 
-def start(rank: Rank, kind: str, path: str, script: str) -> None:
+def start(rank: Rank, kind: str, path: str, script: str, replica: ReplicaLayout) -> None:
     """An engine over the whole world, without weights."""
     settings = VllmSettings(
         model=path,
         run_name=rank.run_name,
-        replica=ReplicaLayout(rank.universe.size),
+        replica=replica,
         dtype="float32",
         max_model_len=MAX_MODEL_LEN,
         kv_cache_bytes=16 << 20,
@@ -63,7 +63,7 @@ def start(rank: Rank, kind: str, path: str, script: str) -> None:
     )
     shape = model_shape_from_hf(read_hf_config(path))
     engine = build_engine(kind, settings, shape, rank.rank, lambda ids: " ".join(map(str, ids)))
-    rank.kept |= {"engine": engine, "shape": shape, "path": path, "version": 0}
+    rank.kept |= {"engine": engine, "shape": shape, "path": path, "version": 0, "replica": replica}
 
 
 def refuses_work_before_the_first_commit(rank: Rank) -> None:
@@ -75,7 +75,7 @@ def load(rank: Rank) -> None:
     """Write the folder's weights in place and commit; `submit` is refused in between."""
     engine, shape = _engine(rank), rank.kept["shape"]
     source, live = SafetensorsFolder(rank.kept["path"]), engine.begin_load()
-    slice_ = VllmSlice(rank.rank, rank.universe.size)
+    slice_ = rank.kept["replica"].slice_of(rank.rank)
     for piece in vllm_placement(shape, slice_, padded_vocab=False):
         region = live[piece.buffer].as_strided(piece.box.shape, piece.strides, piece.offset)
         region.copy_(source.read(piece.tensor, piece.box))

@@ -1,8 +1,9 @@
-"""One contract for all rollout engines: vLLM on one rank and on two, transformers, scripted.
+"""One contract for all rollout engines: vLLM on one rank, on two and in two stages, transformers,
+scripted.
 
 Proven: the clauses of `RolloutEngine`, each by a job of the same name; vLLM and transformers agree
 about greedy answers, and both about log-probs with a plain forward pass (1e-4, fp32). Not shown:
-GPUs, pipeline-parallel replicas, thousands of requests.
+GPUs, thousands of requests.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ import torch
 from cluster import Cluster, World
 from tiny_models import VOCAB_SIZE, TinyModels
 
+from megarl.layout import ReplicaLayout
 from megarl.types import Rollout, SamplingSpec
 
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
-ENGINES = {"vllm-tp1": 1, "vllm-tp2": 2, "transformers": 1, "scripted": 1}
-WITH_MODEL = ("vllm-tp1", "vllm-tp2", "transformers")
+ONE = ReplicaLayout()
+ENGINES = {
+    "vllm-tp1": ONE,
+    "vllm-tp2": ReplicaLayout(2),
+    "vllm-pp2": ReplicaLayout(1, pp=2),
+    "transformers": ONE,
+    "scripted": ONE,
+}
+WITH_MODEL = ("vllm-tp1", "vllm-tp2", "vllm-pp2", "transformers")
 FAMILY = "qwen3"
 
 
@@ -36,8 +45,9 @@ def engine(
     script: Path = tmp_path_factory.mktemp("script") / "script.jsonl"
     jobs.write_script(script)
     name = request.param
-    with cluster.world(range(ENGINES[name])) as world:
-        world.run(jobs.start, name.split("-")[0], tiny(FAMILY), str(script))
+    replica = ENGINES[name]
+    with cluster.world(range(replica.size)) as world:
+        world.run(jobs.start, name.split("-")[0], tiny(FAMILY), str(script), replica)
         world.run(jobs.refuses_work_before_the_first_commit)
         world.run(jobs.load)
         yield name, world

@@ -4,7 +4,7 @@ Proven: after every sync onto parameters full of NaN, each vLLM parameter is bit
 own loaders make of the full tensors, gathered from the actor by an independent restatement of
 Megatron's layout; the bytes counted at the transport equal the lower bound on every rank. And each
 way in which a sync can silently not arrive is caught at a learning rate of 1e-6, where log-probs
-hardly move, in fp32 and bf16. Not shown: MoE, CUDA, several nodes.
+hardly move, in fp32 and bf16. Not shown: CUDA, several nodes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ CASES = {
     "tp2dp2-to-tp2x2-bf16": SyncCase(
         "llama-tied", MeshLayout(tp=2, dp=2), 2, "bfloat16", "bfloat16"
     ),
+    "tp2pp2-to-tp2pp2": SyncCase("llama-tied", MeshLayout(tp=2, pp=2), ReplicaLayout(2, pp=2)),
+    "tp2dp2-to-pp2x2": SyncCase("mistral", MeshLayout(tp=2, dp=2), ReplicaLayout(1, pp=2)),
+    "uneven-pp2dp2-to-tp2pp2-cast": SyncCase(
+        "qwen2",
+        MeshLayout(pp=2, dp=2, first_stage_layers=3),
+        ReplicaLayout(2, pp=2),
+        rollout_dtype="bfloat16",
+    ),
     "tp2ep2dp2-to-tp2x2-experts": SyncCase(
         "mixtral", MeshLayout(tp=2, dp=2, ep=2, sequence_parallel=True), 2
     ),
@@ -46,17 +54,11 @@ CASES = {
 }
 
 
-SLOW = (
-    "dp4-to-tp2x2-cast",
-    "pp2-to-tp2-in-another-pool",
-    "tp2pp2-to-tp1x4-cast",
-    "pp2vpp2dp2-to-tp4",
-    "tp2dp2-to-tp2x2-bf16",
-)
+FAST = ("tp2pp2-to-tp2x2", "pp2ep2dp2-to-tp2ep-experts")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in CASES]
 )
 def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) -> None:
     """Two syncs with a training step between."""
@@ -71,7 +73,7 @@ def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) 
             report = facts.report
             assert report.bytes_received == report.lower_bound_bytes == facts.counted_bytes
             if not case.rollout_ranks or rank in case.rollout_ranks:
-                assert facts.parameters > 20 and facts.changed
+                assert facts.parameters > 12 and facts.changed
                 assert report.regions_verified > 0
     first, second = (facts.canary for facts in by_rank[0])
     assert first.actor_change == first.rollout_change == 0 < second.actor_change
@@ -81,7 +83,9 @@ def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) 
         assert abs(second.actor_change - second.rollout_change) < 2e-4
     sent = sum(syncs[0].report.bytes_sent for syncs in by_rank)
     assert sent == sum(syncs[0].report.bytes_received for syncs in by_rank)
-    if case.layout.pp > 1:
+    if name == "tp2pp2-to-tp2pp2":
+        assert sent == 0
+    elif case.layout.pp > 1:
         assert sent > 0 and by_rank[0][0].report.messages > 3
 
 
