@@ -16,6 +16,7 @@ RUNS = {
     "eval": "Greedy answers on data.eval_path, scored by the reward",
 }
 BENCHES = ("step",)
+PLANS = ("reshard",)
 INTERRUPTED = 130
 
 
@@ -66,6 +67,9 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
             help="for --dry-run: ranks of one node (default: all)",
         )
     commands.add_parser("doctor", help="Say what is installed, what is missing, and its cost")
+    plan = commands.add_parser("plan", help="Say what something will cost: " + ", ".join(PLANS))
+    plan.add_argument("name", choices=PLANS)
+    plan.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl plan NAME --help`")
     bench = commands.add_parser("bench", help="Measure: " + ", ".join(BENCHES))
     bench.add_argument("name", choices=BENCHES)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl bench NAME --help`")
@@ -73,9 +77,13 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # Options of a bench are its own: argparse would take a leading one for ours.
+    # Options of a bench or a plan are its own: argparse would take a leading one for ours.
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments[1], arguments[2:])
+    if arguments[:1] == ["plan"] and arguments[1:2] and arguments[1] in PLANS:
+        from megarl.cli.plan import main as plan
+
+        return plan(arguments[2:])
     wants_help = bool({"-h", "--help"} & set(arguments))
     parser = build_parser(with_settings=wants_help)
     # Overrides may stand on either side of an option, which argparse leaves over.

@@ -20,14 +20,14 @@ def describe_plan(config: Config, plan: RunPlan, ranks_per_node: int, command: s
 def _head(plan: RunPlan) -> list[str]:
     lines = [f"{plan.world_size} ranks in {len(plan.pools)} pool(s)"]
     for name, role in plan.roles.items():
-        where = _ranges(role.ranks)
+        where = ranges(role.ranks)
         lines.append(f"  {name:<10}{role.layout.describe():<14} ranks {where}  {role.path}")
     return lines
 
 
 def _rollout(config: Config, plan: RunPlan) -> str:
     replicas = len(plan.rollout_ranks) // plan.replica.size
-    what, where = f"{replicas} x {plan.replica.describe()}", _ranges(plan.rollout_ranks)
+    what, where = f"{replicas} x {plan.replica.describe()}", ranges(plan.rollout_ranks)
     return f"  {'rollout':<10}{what:<14} ranks {where}  {config.rollout.engine}"
 
 
@@ -76,7 +76,7 @@ def _replica(plan: RunPlan, rank: int) -> str:
     return f"{index // layout.size},{index % layout.tp}{stage}"
 
 
-def _ranges(ranks: Sequence[int]) -> str:
+def ranges(ranks: Sequence[int]) -> str:
     """0-3,6 for 0, 1, 2, 3, 6."""
     parts: list[list[int]] = []
     for rank in ranks:

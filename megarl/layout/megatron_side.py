@@ -20,6 +20,8 @@ from megarl.layout.geometry import (
 from megarl.layout.placement import Placement
 from megarl.layout.rules import ModelShape, Slot, expand, rules_for
 
+LayerNorm = Literal["local", "te"]
+
 
 @dataclass(frozen=True, slots=True)
 class MegatronSlice:
@@ -40,7 +42,7 @@ class MegatronSlice:
     etp_rank: int = 0
     etp_size: int = 1
     """Tensor parallelism inside one expert."""
-    layernorm: Literal["local", "te"] = "local"
+    layernorm: LayerNorm = "local"
     """The layer spec: TransformerEngine fuses the norms into the linear layers after them."""
 
 

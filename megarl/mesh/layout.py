@@ -11,6 +11,7 @@ from itertools import product
 
 from megarl.config.schema import MeshConfig
 from megarl.errors import ConfigError
+from megarl.layout.megatron_side import LayerNorm, MegatronSlice
 
 AXES = ("tp", "cp", "dp", "pp")
 
@@ -82,6 +83,25 @@ class MeshLayout:
         extras = {"c": self.cp, "v": self.vpp, "e": self.ep, "et": self.etp}
         text += "".join(f"{name}{size}" for name, size in extras.items() if size > 1)
         return text + ("+sp" if self.sequence_parallel else "")
+
+
+def megatron_slice(layout: MeshLayout, rank: int, layernorm: LayerNorm = "local") -> MegatronSlice:
+    """What the planner needs to know of pool rank `rank` of a mesh."""
+    at, expert = layout.coordinates(rank), layout.expert_layout().coordinates(rank)
+    return MegatronSlice(
+        tp_rank=at.tp,
+        tp_size=layout.tp,
+        pp_rank=at.pp,
+        pp_size=layout.pp,
+        vpp_size=layout.vpp,
+        first_stage_layers=layout.first_stage_layers,
+        last_stage_layers=layout.last_stage_layers,
+        ep_rank=expert.cp,
+        ep_size=layout.ep,
+        etp_rank=expert.tp,
+        etp_size=layout.etp,
+        layernorm=layernorm,
+    )
 
 
 def layout_from_config(config: MeshConfig, pool_size: int, key: str) -> MeshLayout:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from megarl.config.schema import OptimizerConfig
 from megarl.errors import PlanError
-from megarl.layout import MegatronSlice, ModelShape, megatron_parameters
-from megarl.mesh.layout import MeshLayout
+from megarl.layout import ModelShape, megatron_parameters
+from megarl.layout.megatron_side import LayerNorm
+from megarl.mesh.layout import megatron_slice
 from megarl.mesh.role_mesh import RoleMesh
 from megarl.models.gpt import build_chunks
 from megarl.models.layer_spec import uses_transformer_engine
@@ -20,23 +21,9 @@ from megarl.models.optimizer import StepResult, Trainer
 from megarl.models.schedule import Loss, run_schedule
 
 
-def slice_of(layout: MeshLayout, rank: int) -> MegatronSlice:
-    """What the planner needs to know of pool rank `rank` of a mesh."""
-    at, expert = layout.coordinates(rank), layout.expert_layout().coordinates(rank)
-    return MegatronSlice(
-        tp_rank=at.tp,
-        tp_size=layout.tp,
-        pp_rank=at.pp,
-        pp_size=layout.pp,
-        vpp_size=layout.vpp,
-        first_stage_layers=layout.first_stage_layers,
-        last_stage_layers=layout.last_stage_layers,
-        ep_rank=expert.cp,
-        ep_size=layout.ep,
-        etp_rank=expert.tp,
-        etp_size=layout.etp,
-        layernorm="te" if uses_transformer_engine() else "local",
-    )
+def layernorm_names() -> LayerNorm:
+    """Whose names the norms carry in this process's models."""
+    return "te" if uses_transformer_engine() else "local"
 
 
 class MegatronEngine:
@@ -125,7 +112,9 @@ class MegatronEngine:
 
     def _check_parameters(self) -> None:
         """The live model must have exactly the parameters the planner believes in."""
-        expected = megatron_parameters(self.shape, slice_of(self.mesh.layout, self.mesh.rank))
+        expected = megatron_parameters(
+            self.shape, megatron_slice(self.mesh.layout, self.mesh.rank, layernorm_names())
+        )
         found = {name: tuple(p.shape) for name, p in self.parameters().items()}
         if found != expected:
             odd = sorted(set(expected.items()) ^ set(found.items()))[0]

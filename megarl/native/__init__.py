@@ -6,7 +6,7 @@ keeps them alive and does not write to them meanwhile. Sizes are in elements unl
 
 from megarl.native.calls import available, cuda_available
 from megarl.native.cuda import cuda_copy, cuda_digest, cuda_pack, cuda_unpack
-from megarl.native.planner import Totals, plan, plan_totals
+from megarl.native.planner import plan, plan_totals
 from megarl.native.regions import copy, digest, pack, unpack
 from megarl.native.table import ITEM_BYTES, DType, Region, RegionTable
 
@@ -15,7 +15,6 @@ __all__ = [
     "DType",
     "Region",
     "RegionTable",
-    "Totals",
     "available",
     "copy",
     "cuda_available",

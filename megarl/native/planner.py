@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import megarl_cpp
 from megarl.layout.box import Box
+from megarl.layout.cost import Totals
 from megarl.layout.deal import GRAIN
 from megarl.layout.match import Match, single_node
 from megarl.layout.placement import Piece, Placement
 from megarl.layout.plan import Plan, assemble, make_plan
 from megarl.layout.spread import plan_order
 from megarl.native.calls import loaded, raise_for
-
-
-class Totals(NamedTuple):
-    """Elements that one rank moves in a plan."""
-
-    local: int
-    """Copied from its own buffers."""
-    near_received: int
-    """From ranks on its node."""
-    far_received: int
-    """From other nodes."""
-    near_sent: int
-    far_sent: int
 
 
 def plan(

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from megarl import native
-from megarl.layout import ModelShape, file_placement, hf_tensors, megatron_placement
+from megarl.layout import ModelShape, file_placement, hf_tensors
 from megarl.mesh.universe import Universe
-from megarl.models.engine import slice_of
+from megarl.models.engine import layernorm_names
 from megarl.reshard.executor import Resharder
+from megarl.reshard.placements import actor_placements
 from megarl.roles.megatron_role import MegatronRole
 from megarl.weights.folder import FolderWriter, shard_tensors
 
@@ -38,10 +39,9 @@ def export_hf(
     its name when it is whole.
     """
     writer_rank = role.pool.ranks[0]
-    sources = {
-        rank: megatron_placement(shape, slice_of(role.layout, index), padded_vocab=False)
-        for index, rank in enumerate(role.pool.ranks)
-    }
+    sources = actor_placements(
+        shape, role.layout, role.pool.ranks, layernorm_names(), padded_vocab=False
+    )
     live = role.engine.parameters() if role.here else {}
     whole = file_placement(shape)
     shards = list(shard_tensors(hf_tensors(shape), dtype.itemsize, max_shard_bytes))

@@ -17,16 +17,14 @@ from megarl import native
 from megarl.errors import PlanError, VerificationError
 from megarl.layout import (
     ModelShape,
-    Placement,
     Plan,
-    megatron_placement,
     vllm_parameters,
-    vllm_placement,
 )
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
-from megarl.models.engine import slice_of
+from megarl.models.engine import layernorm_names
 from megarl.reshard.executor import Resharder, SyncReport
+from megarl.reshard.placements import actor_placements, rollout_placements
 from megarl.roles.actor import Actor, sequence_logprobs
 from megarl.roles.rollout import RolloutRole
 
@@ -126,15 +124,9 @@ class WeightSync:
         return report
 
     def _make_plan(self, shape: ModelShape) -> Plan:
-        layout, actor_ranks = self._actor.layout, self._actor.pool.ranks
-        sources: dict[int, Placement] = {
-            rank: megatron_placement(shape, slice_of(layout, index))
-            for index, rank in enumerate(actor_ranks)
-        }
-        destinations: dict[int, Placement] = {
-            rank: vllm_placement(shape, self._rollout.replica.slice_of(index))
-            for index, rank in enumerate(self._rollout.pool.ranks)
-        }
+        actor, rollout = self._actor, self._rollout
+        sources = actor_placements(shape, actor.layout, actor.pool.ranks, layernorm_names())
+        destinations = rollout_placements(shape, rollout.replica, rollout.pool.ranks)
         return native.plan(
             sources,
             destinations,

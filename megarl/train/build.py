@@ -16,9 +16,10 @@ from megarl.data.prompts import PromptDataset, configured_prompts
 from megarl.data.stop_tokens import stop_tokens
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
+from megarl.mesh.layout import megatron_slice
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
 from megarl.mesh.universe import Universe
-from megarl.models.engine import MegatronEngine, slice_of
+from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.logger import Logger
 from megarl.observe.progress import Progress
@@ -77,7 +78,7 @@ class Builder:
                 total_steps=total_steps,
             )
             source = weight_source(role, model, self.config.run.seed, name)
-            slice_ = slice_of(role.layout, mesh.rank)
+            slice_ = megatron_slice(role.layout, mesh.rank, layernorm_names())
             placement = megatron_placement(role.shape, slice_, padded_vocab=False)
             load_weights(source, placement, engine.parameters())
             engine.weights_changed()

@@ -23,6 +23,7 @@ from megarl.layout import (
     model_shape_from_hf,
     vllm_placement,
 )
+from megarl.layout.cost import Totals
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="megarl_cpp is not built")
 
@@ -115,13 +116,13 @@ def test_equal_on_overlapping_boxes(seed: int) -> None:
     assert totals == {rank: totals_of(pure, rank) for rank in sorted({*held, *needed})}
 
 
-def totals_of(plan: Plan, rank: int) -> native.Totals:
+def totals_of(plan: Plan, rank: int) -> Totals:
     """Counted from the transfers."""
 
     def elements(transfers: Iterable[Transfer], near: bool) -> int:
         return sum(t.box.numel for t in transfers if (on_node(t.src) == on_node(t.dst)) == near)
 
-    return native.Totals(
+    return Totals(
         local=elements(plan.local(rank), True),
         near_received=elements(plan.receives(rank), True),
         far_received=elements(plan.receives(rank), False),
