@@ -1,0 +1,212 @@
+"""One rank of `megarl bench reshard`: the models, and the rounds over all ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megarl import native
+from megarl.config.plan import RolePlan, RunPlan
+from megarl.config.schema import Config
+from megarl.layout import ReplicaLayout, model_shape_from_hf
+from megarl.mesh.layout import MeshLayout
+from megarl.mesh.universe import Universe
+from megarl.reshard.executor import Resharder
+from megarl.reshard.placements import actor_placements, rollout_placements
+
+
+@dataclass
+class World:
+    """What the ways have in common."""
+
+    universe: Universe
+    run: RunPlan
+    actor: Any
+    """MegatronEngine on the actor's mesh."""
+    engine: Any
+    """VllmEngine."""
+    resharder: Resharder
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to bring the weights over."""
+
+    run: Callable[[], object]
+    received_bytes: int
+    """By this rank, over the wire."""
+
+
+def measure(
+    arguments: argparse.Namespace, layout: MeshLayout, replica: ReplicaLayout
+) -> dict[str, Any] | None:
+    """Seconds of every way by round, and what else there is to say; on rank 0, None elsewhere."""
+    from megarl.train.main import Session
+
+    config, plan = _plan(arguments, layout, replica)
+    with Session(plan, config.run) as session:
+        from megarl.bench.reshard_ways import all_ways
+
+        world = _build(config, plan, session.universe, arguments)
+        ways = all_ways(world)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        extra = dict.fromkeys(ways, 0)
+        packing = []
+        for index in range(arguments.rounds + 1):
+            for name, way in ways.items():
+                world.engine.begin_load()
+                taken, memory = _timed(world.universe, way.run)
+                if index:  # the first round warms up
+                    seconds[name].append(taken)
+                    extra[name] = max(extra[name], memory)
+            taken, _ = _timed(world.universe, lambda: world.engine.commit(1))
+            packing.append(taken)
+        found = _gather(arguments, world, ways, seconds, extra, packing)
+        world.engine.close()
+    return found if session.universe.rank == 0 else None
+
+
+def _gather(
+    arguments: argparse.Namespace,
+    world: World,
+    ways: dict[str, Way],
+    seconds: dict[str, list[float]],
+    extra: dict[str, int],
+    packing: list[float],
+) -> dict[str, Any]:
+    """What all ranks saw; the report of rank 0."""
+    facts = world.universe.all_gather(({n: w.received_bytes for n, w in ways.items()}, extra))
+    received = {name: max(one[name] for one, _ in facts) for name in ways}
+    memory = {name: max(one[name] for _, one in facts) for name in ways}
+    report = world.resharder.run(verify=False)
+    bounds = world.universe.all_gather((report.bytes_received, report.lower_bound_bytes))
+    size = sum(p.numel() for p in world.actor.parameters().values())
+    total = sum(world.universe.all_gather(size)) / world.run.actor.layout.dp
+    layout, replica = world.run.actor.layout, world.run.replica
+    return {
+        "what": f"{total / 1e6:.0f} M parameters, {arguments.dtype}, {layout.describe()} -> "
+        f"{len(world.run.rollout_ranks) // replica.size} x {replica.describe()}, "
+        f"{world.universe.size} processes on this machine, gloo",
+        "ways": {
+            name: {
+                "seconds": seconds[name],
+                "received_bytes": received[name],
+                "extra_bytes": memory[name],
+            }
+            for name in ways
+        },
+        "beside": {
+            "vLLM packs its layers again, s": statistics.median(packing),
+            "bytes received / lower bound": max(got / max(need, 1) for got, need in bounds),
+            "messages of a rank": float(report.messages),
+            "rounds": float(report.rounds),
+        },
+    }
+
+
+def _timed(universe: Universe, work: Callable[[], object]) -> tuple[float, int]:
+    """Seconds of the slowest rank, and bytes by which memory grew at its peak here."""
+    universe.barrier()
+    before = _reset_peak()
+    started = time.perf_counter()
+    work()
+    taken = time.perf_counter() - started
+    grown = _peak() - before
+    return max(universe.all_gather(taken)), max(grown, 0)
+
+
+def _reset_peak() -> int:
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _plan(
+    arguments: argparse.Namespace, layout: MeshLayout, replica: ReplicaLayout
+) -> tuple[Config, RunPlan]:
+    config, folder = Config(), arguments.folder
+    config.run.dir = str(folder / "run")
+    config.actor.model.dtype = arguments.dtype
+    config.rollout.kv_cache_megabytes, config.rollout.max_num_batched_tokens = 16, 512
+    config.data.max_prompt_length = config.data.max_response_length = 64
+    hf = _config_json(arguments)
+    shape = model_shape_from_hf(hf, tp=layout.tp)
+    ranks = tuple(range(arguments.ranks))
+    actor = RolePlan(ranks, layout, shape, str(folder), hf)
+    return config, RunPlan(arguments.ranks, actor, None, None, None, ranks, replica)
+
+
+def _config_json(arguments: argparse.Namespace) -> dict[str, Any]:
+    heads = max(arguments.hidden // 64, 1)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": arguments.hidden,
+        "intermediate_size": arguments.ffn,
+        "num_hidden_layers": arguments.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(heads // 2, 1),
+        "head_dim": 64,
+        "vocab_size": arguments.vocab,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+
+
+def _build(
+    config: Config, plan: RunPlan, universe: Universe, arguments: argparse.Namespace
+) -> World:
+    from megarl.mesh.role_mesh import GroupFactory, RoleMesh
+    from megarl.models.engine import MegatronEngine
+    from megarl.train.build import Builder
+
+    if universe.rank == 0:
+        (arguments.folder / "config.json").write_text(json.dumps(plan.actor.hf))
+    universe.barrier()
+    dtype = getattr(torch, arguments.dtype)
+    mesh = RoleMesh("actor", plan.actor.layout, GroupFactory(config.run.timeout_s))
+    actor = MegatronEngine(plan.actor.hf, plan.actor.shape, mesh, dtype)
+    generator = torch.Generator().manual_seed(universe.rank)
+    for parameter in actor.parameters().values():
+        parameter.data.normal_(generator=generator)
+    rollout = Builder(config, plan, universe).rollout(None, plan.actor.path)
+    layout, ranks = plan.actor.layout, plan.actor.ranks
+    own = native.plan(
+        actor_placements(plan.actor.shape, layout, ranks),
+        rollout_placements(plan.actor.shape, plan.replica, plan.rollout_ranks),
+        node_of=universe.node_of.__getitem__,
+        rank=universe.rank,
+    )
+    resharder = Resharder(
+        universe,
+        own,
+        actor.parameters(),
+        dict(rollout.engine.begin_load()),
+        wire_dtype=dtype,
+        buffer_bytes=arguments.buffer_megabytes << 20,
+    )
+    return World(universe, plan, actor, rollout.engine, resharder, dtype)
