@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megarl.cli.output import complain
+from megarl.bench.reshard_parts import config_json
 from megarl.config.shorthand import parse_mesh
 from megarl.errors import ConfigError
-from megarl.layout import ReplicaLayout
+from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout, layout_from_config
+from megarl.reshard.placements import actor_placements, rollout_placements
 from megarl.runtime.environment import this_launch
 
 MODULE = "megarl.bench.reshard"
@@ -55,14 +57,25 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--rollout-tp {arguments.rollout_tp} does not divide --ranks {arguments.ranks}"
         )
-    layout_of(arguments)
+    _check(arguments)
     if this_launch().launcher != "alone":
         return _rank(arguments)
     from megarl.runtime import spawn
 
     with tempfile.TemporaryDirectory() as folder:
         inside = [*argv, "--folder", folder]
-        return spawn.spawn(inside, arguments.ranks, complain, module=MODULE)
+        return spawn.spawn(inside, arguments.ranks, _complain, module=MODULE)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"megarl: error: {message}\n")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """ConfigError where the model cannot be split as asked."""
+    shape, layout = model_shape_from_hf(config_json(arguments)), layout_of(arguments)
+    actor_placements(shape, layout, range(arguments.ranks))
+    rollout_placements(shape, ReplicaLayout(arguments.rollout_tp), range(arguments.ranks))
 
 
 def layout_of(arguments: argparse.Namespace) -> MeshLayout:
@@ -132,6 +145,4 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.exit(main(sys.argv[1:]))

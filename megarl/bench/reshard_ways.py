@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.bench.reshard_world import Way, World
+from megarl.bench.reshard_parts import Way, World
 from megarl.layout import Piece, Placement, Transfer, megatron_parameters, megatron_placement
 from megarl.layout.rules import hf_tensors
 from megarl.mesh.layout import MeshLayout, megatron_slice
@@ -39,9 +39,11 @@ def all_ways(world: World) -> dict[str, Way]:
     gather = Gather(world)
     received = report.bytes_received
     return {
-        "this engine": Way(lambda: ours.run(verify=False), received),
-        "this engine, digests": Way(lambda: ours.run(verify=True), received),
-        "this engine, in sequence": Way(lambda: sequence.run(verify=False), received),
+        "this engine": Way(lambda: ours.run(verify=False), received, report.buffer_bytes),
+        "this engine, digests": Way(lambda: ours.run(), received, report.buffer_bytes),
+        "this engine, in sequence": Way(
+            lambda: sequence.run(verify=False), received, report.buffer_bytes
+        ),
         "Megatron-Core's resharding*": MegatronReshard(world).way(),
         "gather, load_weights": Way(gather.run, gather.received_bytes(everywhere=False)),
         "packed broadcast, load_weights": Way(
@@ -53,14 +55,14 @@ def all_ways(world: World) -> dict[str, Way]:
 
 
 class RawExchange:
-    """The bytes of the plan from ready buffers, and one memcpy of what is packed or moved here."""
+    """The bytes of the plan from ready buffers, and a memcpy of what is packed or stays here."""
 
     def __init__(self, world: World) -> None:
         self._universe, report = world.universe, world.resharder.run(verify=False)
         plan, rank, dtype = world.resharder.plan, world.universe.rank, world.dtype
         self._out = _buffers(plan.sends(rank), "dst", dtype)
         self._into = _buffers(plan.receives(rank), "src", dtype)
-        moved = report.bytes_sent + report.bytes_received + report.bytes_local
+        moved = report.bytes_buffered + report.bytes_local
         self._from, self._to = (torch.ones(moved, dtype=torch.uint8) for _ in range(2))
 
     def wire(self) -> None:

@@ -8,13 +8,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megarl import native
+from megarl.bench.reshard_parts import Way, World, config_json
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf
@@ -22,29 +22,6 @@ from megarl.mesh.layout import MeshLayout
 from megarl.mesh.universe import Universe
 from megarl.reshard.executor import Resharder
 from megarl.reshard.placements import actor_placements, rollout_placements
-
-
-@dataclass
-class World:
-    """What the ways have in common."""
-
-    universe: Universe
-    run: RunPlan
-    actor: Any
-    """MegatronEngine on the actor's mesh."""
-    engine: Any
-    """VllmEngine."""
-    resharder: Resharder
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to bring the weights over."""
-
-    run: Callable[[], object]
-    received_bytes: int
-    """By this rank, over the wire."""
 
 
 def measure(
@@ -68,7 +45,7 @@ def measure(
                 taken, memory = _timed(world.universe, way.run)
                 if index:  # the first round warms up
                     seconds[name].append(taken)
-                    extra[name] = max(extra[name], memory)
+                    extra[name] = max(extra[name], memory + way.kept_bytes)
             taken, _ = _timed(world.universe, lambda: world.engine.commit(1))
             packing.append(taken)
         found = _gather(arguments, world, ways, seconds, extra, packing)
@@ -149,32 +126,11 @@ def _plan(
     config.actor.model.dtype = arguments.dtype
     config.rollout.kv_cache_megabytes, config.rollout.max_num_batched_tokens = 16, 512
     config.data.max_prompt_length = config.data.max_response_length = 64
-    hf = _config_json(arguments)
+    hf = config_json(arguments)
     shape = model_shape_from_hf(hf, tp=layout.tp)
     ranks = tuple(range(arguments.ranks))
     actor = RolePlan(ranks, layout, shape, str(folder), hf)
     return config, RunPlan(arguments.ranks, actor, None, None, None, ranks, replica)
-
-
-def _config_json(arguments: argparse.Namespace) -> dict[str, Any]:
-    heads = max(arguments.hidden // 64, 1)
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": arguments.hidden,
-        "intermediate_size": arguments.ffn,
-        "num_hidden_layers": arguments.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(heads // 2, 1),
-        "head_dim": 64,
-        "vocab_size": arguments.vocab,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-    }
 
 
 def _build(

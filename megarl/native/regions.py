@@ -68,9 +68,9 @@ def digest(
 ) -> NDArray[np.int64]:
     """A 64-bit digest of each region's content in box order, whatever its strides.
 
-    as_dtype: digest what a receiver of this dtype will hold. One changed element of up to four
-    bytes always changes the digest; several changes cancel with a chance of 2^-32 at worst (two
-    flipped signs of float32), 2^-64 as a rule. It is no defence against malice.
+    as_dtype: digest what a receiver of this dtype will hold. One changed element always changes
+    the digest; several changes cancel with a chance of 2^-32 at worst. It is no defence against
+    malice.
     """
     out = np.zeros(len(table), dtype=np.int64)
     codes = CODES[dtype], CODES[as_dtype or dtype]

@@ -79,6 +79,13 @@ class RegionTable:
         """Number of regions."""
         return len(self.rows)
 
+    @property
+    def is_one_run(self) -> bool:
+        """Whether there is one region, without gaps."""
+        return len(self.rows) == 1 and bool(
+            (self.rows[0, 3:6] == 1).all() and (self.rows[0, 10] == 1 or self.rows[0, 6] == 1)
+        )
+
     def check_flat(self, flat_bytes: int, dtype: DType, *, exclusive: bool) -> None:
         """Raise ValueError unless the regions fit into the contiguous buffer.
 

@@ -1,7 +1,8 @@
 """Carries out one rank's part of a plan: copies what is here, packs | wires | unpacks the rest.
 
-Rounds go through two send and two receive buffers of fixed size. While round i is on the wire, a
-thread unpacks round i - 1 and packs round i + 1. A digest of every region, taken from the source
+Rounds go through two send and two receive buffers of fixed size; large regions without gaps go
+straight from and to the parameters. While round i is on the wire, a thread unpacks round i - 1 and
+packs round i + 1. A digest of every region, taken from the source
 while it is packed, travels beside the round, and is compared with the destination's, taken after it
 was written.
 """
@@ -21,7 +22,7 @@ from megarl.errors import VerificationError
 from megarl.layout import Plan, Transfer
 from megarl.mesh.universe import Universe
 from megarl.reshard.regions import RegionSet, copy_regions
-from megarl.reshard.rounds import Message, Vector, make_rounds
+from megarl.reshard.rounds import ALONE_ELEMENTS, Message, Vector, make_rounds
 from megarl.reshard.transport import Wait, receive, send, wait_all
 from megarl.runtime.device import threads_per_process
 
@@ -40,6 +41,8 @@ class SyncReport:
     bytes_local: int
     bytes_from_other_nodes: int
     """Of bytes_received."""
+    bytes_buffered: int
+    """Of bytes sent and received, those that were packed or unpacked."""
     lower_bound_bytes: int
     """Needed here minus held here: no plan receives less."""
     messages: int
@@ -51,15 +54,23 @@ class SyncReport:
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """A message, its regions, and where it lies in the round's buffer."""
+    """A message, its regions, and where it lies: in the round's buffer, or in a parameter."""
 
     message: Message
     regions: RegionSet
     start: int
     """Elements."""
+    direct: Tensor | None
+
+    @property
+    def buffered(self) -> int:
+        """Elements that the message takes of the buffer."""
+        return self.regions.numel if self.direct is None else 0
 
     def of(self, buffer: Tensor) -> Tensor:
-        """The message's part of the buffer."""
+        """The message's contiguous memory."""
+        if self.direct is not None:
+            return self.direct
         return buffer[self.start : self.start + self.regions.numel]
 
 
@@ -90,8 +101,9 @@ class Resharder:
         wire_dtype: torch.dtype,
         buffer_bytes: int,
         overlap: bool = True,
+        alone_elements: int = ALONE_ELEMENTS,
     ) -> None:
-        """buffer_bytes: of all buffers together; all ranks build it together.
+        """buffer_bytes: of all buffers together; all ranks build it together, with the same sizes.
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         """
@@ -101,7 +113,7 @@ class Resharder:
         capacity = buffer_bytes // NUM_BUFFERS // wire_dtype.itemsize
         self._steps = [
             _Step(self._lanes(each.sends, "src"), self._lanes(each.receives, "dst"))
-            for each in make_rounds(plan, rank, capacity, self._agree)
+            for each in make_rounds(plan, rank, capacity, self._agree, alone_elements)
         ]
         self._local = [
             self._lane_pair([t for t in plan.local(rank) if t.relay == relay])
@@ -165,7 +177,12 @@ class Resharder:
         if not 0 <= index < len(self._steps):
             return
         step, buffer = self._steps[index], self._out[index % 2]
-        step.sent_digests = [lane.regions.pack(lane.of(buffer), verify) for lane in step.sends]
+        step.sent_digests = [self._pack_lane(lane, buffer, verify) for lane in step.sends]
+
+    def _pack_lane(self, lane: _Lane, buffer: Tensor, verify: bool) -> Vector:
+        if lane.direct is None:
+            return lane.regions.pack(lane.of(buffer), verify)
+        return lane.regions.digest(self._wire) if verify else np.zeros(1, np.int64)
 
     def _start(self, index: int, verify: bool) -> list[Wait]:
         """Put a round on the wire; receives are posted first."""
@@ -196,7 +213,8 @@ class Resharder:
             return
         step, buffer = self._steps[index], self._into[index % 2]
         for lane in step.receives:
-            lane.regions.unpack(lane.of(buffer))
+            if lane.direct is None:
+                lane.regions.unpack(lane.of(buffer))
         if verify:
             for lane, expected in zip(step.receives, step.expected, strict=True):
                 self._compare(lane.regions, expected, lane.message)
@@ -222,8 +240,9 @@ class Resharder:
     def _lanes(self, messages: Sequence[Message], side: str) -> tuple[_Lane, ...]:
         lanes, start = [], 0
         for message in messages:
-            lanes.append(_Lane(message, self._regions(message.transfers, side), start))
-            start += message.numel
+            regions = self._regions(message.transfers, side)
+            lanes.append(_Lane(message, regions, start, regions.direct(self._wire)))
+            start += lanes[-1].buffered
         return tuple(lanes)
 
     def _regions(self, transfers: Sequence[Transfer], side: str) -> RegionSet:
@@ -235,7 +254,7 @@ class Resharder:
 
     def _make_buffers(self, rounds: Sequence[tuple[_Lane, ...]]) -> tuple[Tensor, ...]:
         """Two buffers, no larger than the largest round needs."""
-        needed = max((sum(lane.regions.numel for lane in lanes) for lanes in rounds), default=0)
+        needed = max((sum(lane.buffered for lane in lanes) for lanes in rounds), default=0)
         return tuple(torch.empty(needed, dtype=self._wire) for _ in range(2))
 
     def _agree(self, vector: Vector, *, largest: bool) -> Vector:
@@ -254,6 +273,7 @@ class Resharder:
             bytes_sent=sum(lane.regions.numel for lane in sends) * itemsize,
             bytes_local=sum(message.numel for message in local) * itemsize,
             bytes_from_other_nodes=self._far,
+            bytes_buffered=sum(lane.buffered for lane in (*sends, *receives)) * itemsize,
             lower_bound_bytes=self._bound,
             messages=len(sends),
             rounds=len(self._steps),

@@ -94,6 +94,14 @@ class RegionSet:
             )
         return out
 
+    def direct(self, wire: torch.dtype) -> Tensor | None:
+        """The memory of a single region that is contiguous and has the wire's type."""
+        table = self.only_table(wire)
+        if table is None or not table.is_one_run:
+            return None
+        start = int(table.rows[0, 2])
+        return self._keep[0].detach().view(-1)[start : start + self.numel]
+
     def only_table(self, dtype: torch.dtype | None = None) -> native.RegionTable | None:
         """The one table of all regions, where they have one type (and it is `dtype`)."""
         if len(self._groups) != 1 or dtype is not None and self._groups[0][0] != NAMES[dtype]:

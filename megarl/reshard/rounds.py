@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from megarl.errors import PlanError
 from megarl.layout import Box, Plan, Transfer
 
+ALONE_ELEMENTS = 1 << 16
+"""From this size on a transfer is a message of its own, which needs no buffer on a side where its
+region is contiguous and of the wire's type."""
 RELAY_DELAY = 2
 """Rounds from a transfer to those that pass its content on."""
 Vector = NDArray[np.int64]
@@ -46,13 +49,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one rank exchanges at one time, a message per peer at most."""
+    """What one rank exchanges at one time; messages to a peer in the order in which it has them."""
 
     sends: tuple[Message, ...]
     receives: tuple[Message, ...]
 
 
-def make_rounds(plan: Plan, rank: int, capacity: int, agree: Agree) -> tuple[Round, ...]:
+def make_rounds(
+    plan: Plan, rank: int, capacity: int, agree: Agree, alone_elements: int = ALONE_ELEMENTS
+) -> tuple[Round, ...]:
     """This rank's part of each round; their number is the same on all ranks.
 
     capacity: elements that a rank can send in one round, and as many receive. All ranks call it
@@ -74,7 +79,10 @@ def make_rounds(plan: Plan, rank: int, capacity: int, agree: Agree) -> tuple[Rou
                     found[at][direction].extend(_part(transfer, part, int(parts[tensor])))
         start, count = int(reach[start]), count + 1
     return tuple(
-        Round(_messages(found[index][0], "dst"), _messages(found[index][1], "src"))
+        Round(
+            _messages(found[index][0], "dst", alone_elements),
+            _messages(found[index][1], "src", alone_elements),
+        )
         for index in range(count + RELAY_DELAY * relays)
     )
 
@@ -127,11 +135,18 @@ class _Lanes:
         return reach
 
 
-def _messages(transfers: Iterable[Transfer], peer_side: str) -> tuple[Message, ...]:
+def _messages(
+    transfers: Iterable[Transfer], peer_side: str, alone_elements: int
+) -> tuple[Message, ...]:
     by_peer: defaultdict[int, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_peer[getattr(transfer, peer_side)].append(transfer)
-    return tuple(Message(peer, tuple(by_peer[peer])) for peer in sorted(by_peer))
+    messages = []
+    for peer in sorted(by_peer):
+        small = tuple(t for t in by_peer[peer] if t.box.numel < alone_elements)
+        messages += [Message(peer, small)] if small else []
+        messages += [Message(peer, (t,)) for t in by_peer[peer] if t.box.numel >= alone_elements]
+    return tuple(messages)
 
 
 def _dim(transfer: Transfer) -> int:

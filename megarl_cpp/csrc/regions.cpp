@@ -51,28 +51,70 @@ void widen_run(const char* from, int64_t from_stride, char* to, int64_t to_strid
   for (int64_t i = 0; i < n; ++i) y[i * to_stride] = static_cast<uint32_t>(x[i * from_stride]) << 16;
 }
 
-template <class To, class From, bool kCast>
-inline __attribute__((always_inline)) uint64_t sum_run(const From* x, int64_t stride, int64_t n,
-                                                       uint64_t i) {
+struct WordWeights {
+  uint32_t of[kBlockWords];
+  constexpr WordWeights() : of() {
+    for (int64_t k = 0; k < kBlockWords; ++k) of[k] = word_weight(static_cast<uint64_t>(k));
+  }
+};
+constexpr WordWeights kWordWeights;
+
+// Sum over whole words inside one block, before the block's weight.
+MEGARL_CLONES uint64_t sum_words(const char* x, const uint32_t* weights, int64_t n) {
   uint64_t sum = 0;
   for (int64_t k = 0; k < n; ++k) {
-    sum += digest_term<To>(convert<To, From, kCast>(x[k * stride]), i + k);
+    uint32_t word;
+    std::memcpy(&word, x + 4 * k, 4);
+    sum += static_cast<uint64_t>(word) * weights[k];
   }
   return sum;
 }
 
-#define MEGARL_DIGEST(name, To, From, cast)                                                \
-  MEGARL_CLONES uint64_t name(const char* from, int64_t stride, int64_t n, uint64_t i) {   \
-    auto x = reinterpret_cast<const From*>(from);                                          \
-    if (stride == 1) return sum_run<To, From, cast>(x, 1, n, i);                           \
-    return sum_run<To, From, cast>(x, stride, n, i);                                       \
+// What elements [i, i + n) of a region add, which lie at x without gaps.
+template <class T>
+uint64_t sum_contiguous(const char* x, int64_t n, uint64_t i) {
+  constexpr int64_t per_word = 4 / sizeof(T);
+  uint64_t total = 0;
+  const auto single = [&] {
+    T bits;
+    std::memcpy(&bits, x, sizeof(T));
+    total += digest_term<T>(bits, i);
+    x += sizeof(T);
+    ++i;
+    --n;
+  };
+  while (n > 0) {
+    while (n > 0 && i % per_word != 0) single();
+    const int64_t k = static_cast<int64_t>(i) / per_word, in_block = k % kBlockWords;
+    const int64_t words = std::min(n / per_word, kBlockWords - in_block);
+    total += sum_words(x, kWordWeights.of + in_block, words) * block_weight(k / kBlockWords);
+    x += 4 * words;
+    i += words * per_word;
+    n -= words * per_word;
+    while (n > 0 && n < per_word) single();
   }
-MEGARL_DIGEST(digest8, uint8_t, uint8_t, false)
-MEGARL_DIGEST(digest16, uint16_t, uint16_t, false)
-MEGARL_DIGEST(digest32, uint32_t, uint32_t, false)
-MEGARL_DIGEST(digest64, uint64_t, uint64_t, false)
-MEGARL_DIGEST(digest_narrow, uint16_t, uint32_t, true)
-MEGARL_DIGEST(digest_widen, uint32_t, uint16_t, true)
+  return total;
+}
+
+template <>
+uint64_t sum_contiguous<uint64_t>(const char* x, int64_t n, uint64_t i) {
+  return sum_contiguous<uint32_t>(x, 2 * n, 2 * i);
+}
+
+// A run of any stride and type, brought together as type To first where it has to be.
+template <class To, int64_t kFromSize, CopyRun kMove, bool kCast>
+uint64_t sum_run(const char* from, int64_t stride, int64_t n, uint64_t i) {
+  if (!kCast && stride == 1) return sum_contiguous<To>(from, n, i);
+  constexpr int64_t kChunk = 2048;
+  To chunk[kChunk];
+  uint64_t total = 0;
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t count = std::min(kChunk, n - done);
+    kMove(from + done * stride * kFromSize, stride, reinterpret_cast<char*>(chunk), 1, count);
+    total += sum_contiguous<To>(reinterpret_cast<const char*>(chunk), count, i + done);
+  }
+  return total;
+}
 
 CopyRun copy_kernel(int src, int dst) {
   if (src == kFloat32 && dst == kBFloat16) return narrow_run;
@@ -88,14 +130,14 @@ CopyRun copy_kernel(int src, int dst) {
 }
 
 DigestRun digest_kernel(int src, int as) {
-  if (src == kFloat32 && as == kBFloat16) return digest_narrow;
-  if (src == kBFloat16 && as == kFloat32) return digest_widen;
+  if (src == kFloat32 && as == kBFloat16) return sum_run<uint16_t, 4, narrow_run, true>;
+  if (src == kBFloat16 && as == kFloat32) return sum_run<uint32_t, 2, widen_run, true>;
   if (src != as) return nullptr;
   switch (item_size(src)) {
-    case 1: return digest8;
-    case 2: return digest16;
-    case 4: return digest32;
-    case 8: return digest64;
+    case 1: return sum_run<uint8_t, 1, move_run<uint8_t>, false>;
+    case 2: return sum_run<uint16_t, 2, move_run<uint16_t>, false>;
+    case 4: return sum_run<uint32_t, 4, move_run<uint32_t>, false>;
+    case 8: return sum_run<uint64_t, 8, move_run<uint64_t>, false>;
     default: return nullptr;
   }
 }
@@ -152,7 +194,7 @@ Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t
     const Region a = which == Flat::kSource ? flat_region(dst[i], flat, flat_numel) : src[i];
     const Region b = which == Flat::kDestination ? flat_region(src[i], flat, flat_numel) : dst[i];
     const uint64_t sum = copy_part(a, from_size, b, to_size, begin, end, kernel, digest);
-    if (digests != nullptr) add(&digests[i], sum);
+    if (digests != nullptr) add(&digests[i], sum + (begin == 0 ? digest_constant(a.numel()) : 0));
   });
   return kOk;
 }
@@ -205,7 +247,7 @@ MEGARL_API int megarl_digest(const Region* table, int64_t n, int src_dtype, int 
     const int64_t size = item_size(src_dtype);
     for_elements(table, n, threads, [&](int64_t i, int64_t begin, int64_t end) {
       Cursor cursor(table[i], begin);
-      uint64_t sum = 0;
+      uint64_t sum = begin == 0 ? digest_constant(table[i].numel()) : 0;
       while (begin < end) {
         const int64_t count = std::min(cursor.run(), end - begin);
         sum += kernel(reinterpret_cast<const char*>(table[i].base) + cursor.position() * size,

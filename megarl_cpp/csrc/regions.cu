@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
   const From* from = reinterpret_cast<const From*>(r.base);
   const int64_t begin = (blockIdx.x - r.first_tile) * kTile;
   const int64_t end = min(begin + kTile, r.numel());
-  unsigned long long sum = 0;
+  unsigned long long sum = begin == 0 && threadIdx.x == 0 ? digest_constant(r.numel()) : 0;
   for (int64_t e = begin + threadIdx.x; e < end; e += kThreads) {
     const To bits = convert<To, From, kCast>(from[place(r, e)]);
     sum += digest_term<To>(bits, static_cast<uint64_t>(e));

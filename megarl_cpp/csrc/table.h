@@ -46,22 +46,41 @@ MEGARL_HD inline To convert(From value) {
   }
 }
 
-// Digest of a region: sum over i of (bits[i] + 1) * weight(i) mod 2^64. Weights are odd, so one
-// changed element always changes the sum; they follow no pattern, so that several changes cancel
-// only by chance. A sum may be taken in any order and in parts, on any device.
-MEGARL_HD inline uint64_t weight(uint64_t i) {
-  uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull;
+// Digest of a region: its elements in box order as 32-bit words (two of two bytes make one; eight
+// bytes make two), sum over k of word[k] * word_weight(k % 4096) * block_weight(k / 4096) mod 2^64,
+// and a constant of its length. A weight of 32 bits times a word fits 64, so that one changed word,
+// two words of a block that changed places, or two flipped bits of a block always show; across
+// blocks changes cancel by chance only, 2^-32 at worst. The sum is linear: it may be taken in any
+// order and in any parts, on any device.
+constexpr int64_t kBlockWords = 4096;
+
+MEGARL_HD constexpr uint64_t scramble(uint64_t z) {
+  z = (z + 1) * 0x9e3779b97f4a7c15ull;
   z = (z ^ (z >> 32)) * 0xd6e8feb86659fd93ull;
-  return (z ^ (z >> 29)) | 1ull;
+  return z ^ (z >> 29);
 }
 
+MEGARL_HD constexpr uint32_t word_weight(uint64_t k) {
+  return static_cast<uint32_t>(scramble(k) >> 32) | 1u;
+}
+
+MEGARL_HD constexpr uint64_t block_weight(uint64_t block) { return scramble(~block) | 1ull; }
+
+MEGARL_HD inline uint64_t digest_constant(int64_t numel) {
+  return scramble(static_cast<uint64_t>(numel) ^ 0x5555555555555555ull);
+}
+
+// What one element adds.
 template <class T>
 MEGARL_HD inline uint64_t digest_term(T bits, uint64_t i) {
+  const auto word = [](uint64_t value, uint64_t k) {
+    return value * word_weight(k % kBlockWords) * block_weight(k / kBlockWords);
+  };
   if constexpr (sizeof(T) == 8) {
-    // In halves: an odd weight leaves bit 63 where it is, and two flips of it would cancel.
-    return ((bits & 0xffffffffull) + 1) * weight(i) + (bits >> 32) * weight(~i);
+    return word(bits & 0xffffffffull, 2 * i) + word(bits >> 32, 2 * i + 1);
   } else {
-    return (static_cast<uint64_t>(bits) + 1) * weight(i);
+    constexpr uint64_t per_word = 4 / sizeof(T);
+    return word(static_cast<uint64_t>(bits) << (8 * sizeof(T) * (i % per_word)), i / per_word);
   }
 }
 

@@ -44,6 +44,7 @@ class Options:
     source_dtype: str = "float32"
     wire_dtype: str = "float32"
     destination_dtype: str = "float32"
+    alone_elements: int = 64
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _build(rank: Rank, world: World, options: Options) -> tuple[Any, Any, Reshar
         wire_dtype=getattr(torch, options.wire_dtype),
         buffer_bytes=options.buffer_bytes,
         overlap=options.overlap,
+        alone_elements=options.alone_elements,
     )
     return sources, destinations, resharder
 

@@ -136,19 +136,27 @@ def test_copy(spec: Spec, order: list[int], pair: tuple[DType, DType], seed: int
     assert torch.equal(bits(target), bits(cast(view, dst)))
 
 
-def weights(index: np.ndarray) -> np.ndarray:
-    z = (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+def scramble(z: np.ndarray) -> np.ndarray:
+    z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    return (z ^ (z >> np.uint64(29))) | np.uint64(1)
+    return z ^ (z >> np.uint64(29))
 
 
 def digest_reference(tensor: torch.Tensor) -> int:
-    unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-    x = bits(tensor.reshape(-1)).numpy().view(unsigned[tensor.element_size()]).astype(np.uint64)
-    i = np.arange(x.size, dtype=np.uint64)
-    low, high = x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)
-    terms = (low + np.uint64(1)) * weights(i) + high * weights(~i)
-    return int(terms.sum().view(np.int64))
+    """32-bit words of the content times weights: one per place in a block, one per block."""
+    raw = bits(tensor.reshape(-1)).numpy().tobytes()
+    words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint64)
+    place = np.arange(words.size, dtype=np.uint64)
+    small = (scramble(place % np.uint64(4096)) >> np.uint64(32)) | np.uint64(1)
+    large = scramble(~(place // np.uint64(4096))) | np.uint64(1)
+    length = np.array([tensor.numel()], dtype=np.uint64) ^ np.uint64(0x5555555555555555)
+    return int(((words * small * large).sum() + scramble(length)[0]).view(np.int64))
+
+
+def test_weights_of_a_block_differ() -> None:
+    """So that two equal flips, or two words that changed places, never cancel inside a block."""
+    place = np.arange(4096, dtype=np.uint64)
+    assert len(np.unique((scramble(place) >> np.uint64(32)) | np.uint64(1))) == 4096
 
 
 @settings(max_examples=100, deadline=None)

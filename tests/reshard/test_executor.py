@@ -21,8 +21,10 @@ WORLDS = {
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_element_arrives(cluster: Cluster, name: str, overlap: bool) -> None:
+    """Also where large regions go straight from parameter to parameter."""
     world = model_world(tied=overlap, **WORLDS[name])
-    options = Options(overlap=overlap, buffer_bytes=1 << 13)
+    alone = 64 if overlap else 1 << 16
+    options = Options(overlap=overlap, buffer_bytes=1 << 13, alone_elements=alone)
     plan = make_plan(world.sources, world.destinations, node_of=world.nodes.__getitem__, grain=16)
     for rank, facts in enumerate(cluster.run(4, reshard, world, options)):
         assert facts.wrong == []
