@@ -29,3 +29,19 @@ class Piece:
 
 Placement = tuple[Piece, ...]
 """Everything that one rank holds; a tensor or box may occur in several buffers."""
+
+
+def difference(one: Placement, other: Placement) -> Piece | None:
+    """The first piece, by tensor, that only one of two placements has; None: they are the same.
+
+    Strides along dims of one element say nothing, and are not compared.
+    """
+    ours, theirs = ({_key(piece): piece for piece in side} for side in (one, other))
+    odd = [(ours | theirs)[key] for key in ours.keys() ^ theirs.keys()]
+    return min(odd, key=lambda piece: (piece.tensor, piece.box, piece.buffer), default=None)
+
+
+def _key(piece: Piece) -> tuple[object, ...]:
+    strides = zip(piece.strides, piece.box.shape, strict=True)
+    matter = tuple(stride for stride, size in strides if size > 1)
+    return piece.tensor, piece.box, piece.buffer, piece.offset, matter

@@ -63,7 +63,7 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
     A `...ForSequenceClassification` with one label is a value or reward model ("score.weight").
     Raises ConfigError for an unknown architecture, biases that no rule covers, missing keys.
     """
-    family = _family_of(config)
+    family = _family_in(config)
     heads = _positive(config, "num_attention_heads")
     hidden = _positive(config, "hidden_size")
     vocab = _positive(config, "vocab_size")
@@ -110,9 +110,14 @@ def with_scalar_head(shape: ModelShape, name: str = "score.weight") -> ModelShap
     return replace(shape, scalar_head=name, tied=False)
 
 
+def family_of(shape: ModelShape) -> Family:
+    """The family of a shape."""
+    return next(family for family in FAMILIES if family.name == shape.family)
+
+
 def rules_for(shape: ModelShape) -> tuple[Rule, ...]:
     """The family's rules that are in force: lm_head where there is one, or the scalar head."""
-    rules = next(family.rules for family in FAMILIES if family.name == shape.family)
+    rules = family_of(shape).rules
     if shape.scalar_head is None and not shape.tied:
         return rules
     rules = tuple(rule for rule in rules if rule.hf != ("lm_head.weight",))
@@ -164,7 +169,7 @@ def _scalar_rule(name: str) -> Rule:
     )
 
 
-def _family_of(config: Mapping[str, Any]) -> Family:
+def _family_in(config: Mapping[str, Any]) -> Family:
     architectures = config.get("architectures") or ()
     for family in FAMILIES:
         if any(name in family.architectures for name in architectures):

@@ -18,7 +18,7 @@ from megarl.layout.geometry import (
     local_shape,
 )
 from megarl.layout.placement import Placement
-from megarl.layout.rules import VOCAB_MULTIPLE, ModelShape, Slot, expand, rules_for
+from megarl.layout.rules import VOCAB_MULTIPLE, ModelShape, Slot, expand, family_of, rules_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +148,12 @@ def _local_slots(
 ) -> Iterator[tuple[Slot, str]]:
     """Slot, parameter name: vLLM numbers layers globally."""
     rules = rules_for(shape)
-    if shape.tied and slice_.pp_size > 1:
+    if shape.tied and slice_.pp_size > 1 and not family_of(shape).whole_ends_in_vllm:
         # The last stage computes logits with an embedding of its own.
         rules = (*rules, replace(EMBEDDING, place="last"))
     layers = _stage_layers(shape.num_layers, slice_.pp_rank, slice_.pp_size)
-    first, last = slice_.pp_rank == 0, slice_.pp_rank == slice_.pp_size - 1
+    everywhere = family_of(shape).whole_ends_in_vllm
+    first = everywhere or slice_.pp_rank == 0
+    last = everywhere or slice_.pp_rank == slice_.pp_size - 1
     for slot in expand(rules, layers, experts, first=first, last=last):
         yield slot, slot.rule.vllm.format(n=slot.layer)

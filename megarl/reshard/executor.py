@@ -2,9 +2,8 @@
 
 Rounds go through two send and two receive buffers of fixed size; large regions without gaps go
 straight from and to the parameters. While round i is on the wire, a thread unpacks round i - 1 and
-packs round i + 1. A digest of every region, taken from the source
-while it is packed, travels beside the round, and is compared with the destination's, taken after it
-was written.
+packs round i + 1. A digest of every region, taken from the source while it is packed, travels
+beside the round; the destination's is taken, and compared, when everything has been written.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class Resharder:
             t.box.numel * itemsize for t in plan.receives(rank) if nodes[t.src] != nodes[rank]
         )
         self._bound = dict(plan.lower_bounds).get(rank, 0) * itemsize
-        self._wrong = ""
+        self._local_digests = [np.zeros(0, np.int64)] * 2
 
     def run(self, verify: bool = True) -> SyncReport:
         """Move everything once; all ranks of the plan call it together.
@@ -138,13 +137,12 @@ class Resharder:
         Raises PeerError where a peer vanished, or took longer than the group's time-out.
         """
         start = time.perf_counter()
-        self._wrong = ""
         if self._worker is None:
             self._run_in_sequence(verify)
         else:
             self._run_overlapped(self._worker, verify)
-        if self._wrong:
-            raise VerificationError(self._wrong)
+        if verify:
+            self._verify()
         return self._report(time.perf_counter() - start, verify)
 
     def _run_in_sequence(self, verify: bool) -> None:
@@ -152,7 +150,7 @@ class Resharder:
         for index in range(len(self._steps)):
             self._pack(index, verify)
             wait_all(self._start(index, verify))
-            self._unpack(index, verify)
+            self._unpack(index)
         self._copy(1, verify)
 
     def _run_overlapped(self, worker: ThreadPoolExecutor, verify: bool) -> None:
@@ -164,13 +162,13 @@ class Resharder:
                 wait_all(on_the_wire)
             finally:
                 beside.result()
-        self._unpack(len(self._steps) - 1, verify)
+        self._unpack(len(self._steps) - 1)
         self._copy(1, verify)
 
     def _beside_the_wire(self, index: int, verify: bool) -> None:
         if index == 0:
             self._copy(0, verify)
-        self._unpack(index - 1, verify)
+        self._unpack(index - 1)
         self._pack(index + 1, verify)
 
     def _pack(self, index: int, verify: bool) -> None:
@@ -208,34 +206,38 @@ class Resharder:
                 waits.append(send(universe, checks, lane.message.peer, DIGEST_TAG, what))
         return waits
 
-    def _unpack(self, index: int, verify: bool) -> None:
+    def _unpack(self, index: int) -> None:
         if not 0 <= index < len(self._steps):
             return
         step, buffer = self._steps[index], self._into[index % 2]
         for lane in step.receives:
             if lane.direct is None:
                 lane.regions.unpack(lane.of(buffer))
-        if verify:
-            for lane, expected in zip(step.receives, step.expected, strict=True):
-                self._compare(lane.regions, expected, lane.message)
 
     def _copy(self, which: int, verify: bool) -> None:
         """Local regions: from the sources, or (which = 1) between destinations, at the end."""
-        source, target, message = self._local[which]
-        digests = copy_regions(source, target, self._wire, verify)
-        if verify:
-            self._compare(target, digests, message)
+        source, target, _ = self._local[which]
+        self._local_digests[which] = copy_regions(source, target, self._wire, verify)
 
-    def _compare(self, regions: RegionSet, expected: Vector, message: Message) -> None:
-        wrong = np.nonzero(regions.digest(self._wire) != expected)[0]
-        if len(wrong) and not self._wrong:
-            transfer = message.transfers[int(wrong[0])]
-            self._wrong = (
-                f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank "
-                f"{message.peer} sent another content than rank {self._universe.rank} holds in "
-                f"{transfer.dst_buffer} ({len(wrong)} of {len(expected)} regions of this message "
-                "differ)"
-            )
+    def _verify(self) -> None:
+        """Every region as it is now that all are written, against what its source was."""
+        checks = [
+            (lane.regions, expected, lane.message)
+            for step in self._steps
+            for lane, expected in zip(step.receives, step.expected, strict=True)
+        ]
+        for (_, target, message), digests in zip(self._local, self._local_digests, strict=True):
+            checks.append((target, digests, message))
+        for regions, expected, message in checks:
+            wrong = np.nonzero(regions.digest(self._wire) != expected)[0]
+            if len(wrong):
+                transfer = message.transfers[int(wrong[0])]
+                raise VerificationError(
+                    f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank "
+                    f"{message.peer} sent another content than rank {self._universe.rank} holds "
+                    f"in {transfer.dst_buffer} ({len(wrong)} of {len(expected)} regions of this "
+                    "message differ)"
+                )
 
     def _lanes(self, messages: Sequence[Message], side: str) -> tuple[_Lane, ...]:
         lanes, start = [], 0

@@ -15,11 +15,8 @@ import torch
 
 from megarl import native
 from megarl.errors import PlanError, VerificationError
-from megarl.layout import (
-    ModelShape,
-    Plan,
-    vllm_parameters,
-)
+from megarl.layout import ModelShape, Plan, hf_tensors, vllm_parameters, vllm_placement
+from megarl.layout.placement import difference
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
@@ -148,6 +145,16 @@ class WeightSync:
             raise PlanError(
                 f"weight sync: vLLM's parameters are not what the layout tables say, first at "
                 f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
+            )
+        recorded = self._rollout.engine.recorded_placement(hf_tensors(self._shape))
+        slice_ = self._rollout.replica.slice_of(index)
+        believed = vllm_placement(self._shape, slice_, padded_vocab=False)
+        piece = None if recorded is None else difference(recorded, believed)
+        if recorded is not None and piece is not None:
+            who = "vLLM's own loader" if piece in recorded else "the layout table"
+            raise PlanError(
+                f"weight sync: {who} alone puts {piece.tensor} {piece.box} at element "
+                f"{piece.offset} of {piece.buffer}; this vLLM is not a known one"
             )
 
     def _check_canary(self, canary: CanaryText) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megarl.layout import Placement
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 
@@ -51,6 +52,13 @@ class RolloutEngine(Protocol):
         """Open a weight write: the live parameters by vLLM's names, to be written in place.
 
         Raises RunError while requests are in flight.
+        """
+        ...
+
+    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement | None:
+        """Where the engine's own loaders put full tensors of these shapes, while a write is open.
+
+        None: it has no loaders that could say so. Raises PlanError for one that cannot be recorded.
         """
         ...
 

@@ -105,6 +105,10 @@ class LocalEngine(ABC):
         self._writing = True
         return self._parameters
 
+    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+        """See RolloutEngine: there are no loaders."""
+        return None
+
     def commit(self, version: int) -> None:
         """See RolloutEngine."""
         self._writing = False

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
-from megarl.layout import ReplicaLayout
+from megarl.layout import Placement, ReplicaLayout
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
 from megarl.rollout.vllm_pipeline import prepare_stage
+from megarl.rollout.vllm_record import record_placement
 from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
@@ -129,6 +130,10 @@ class VllmEngine:
             raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
         self._writing = True
         return self._weights.open()
+
+    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement:
+        """See RolloutEngine."""
+        return record_placement(self._model, tensors)
 
     def commit(self, version: int) -> None:
         """See RolloutEngine; raises VerificationError where something of old weights is left."""

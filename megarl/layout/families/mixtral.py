@@ -23,4 +23,5 @@ FAMILY = Family(
     ),
     default_kv_heads=8,
     experts_keys=("num_local_experts",),
+    whole_ends_in_vllm=True,
 )

@@ -26,4 +26,5 @@ FAMILY = Family(
     default_kv_heads=4,
     experts_keys=("num_experts", "num_local_experts"),
     expert_ffn_key="moe_intermediate_size",
+    whole_ends_in_vllm=True,
 )

@@ -51,3 +51,5 @@ class Family:
     experts_keys: tuple[str, ...] = ()
     """Where config.json has the number of experts, the first that is there; none: a dense model."""
     expert_ffn_key: str = "intermediate_size"
+    whole_ends_in_vllm: bool = False
+    """Whether vLLM builds embedding, final norm and head on every pipeline stage."""
