@@ -66,9 +66,39 @@ def test_every_recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["plan", "reshard", str(recipe)]) == 0
 
 
+EXPERTS = "configs/recipes/qwen3-235b-a22b-1024.yaml"
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
+        (["actor.mesh.sequence_parallel=false"], "set actor.mesh.sequence_parallel to true"),
+        (
+            ["run.world_size=768", "actor.mesh.expert_model_parallel_size=96"],
+            "expert-parallel size 96 does not divide num_experts 128",
+        ),
+        (["rollout.tensor_parallel_size=3"], "rollout.tensor_parallel_size 3 does not divide"),
+        (
+            ["rollout.pipeline_parallel_size=3"],
+            "rollout.pipeline_parallel_size 3 x rollout.tensor_parallel_size 8 = 24 does not divide",
+        ),
+    ],
+)
+def test_refusals_about_experts_and_stages(
+    extra: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "reshard", EXPERTS, *extra]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["rollout.enable_expert_parallel=true"], "the model has no experts: set it to false"),
         (["--rank", "128"], "--rank 128 is not in 0..127"),
         (["--in-node", "0"], "--in-node is 0.0: give more than 0 GB/s"),
         (["--ranks-per-node", "0"], "--ranks-per-node is 0"),

@@ -39,6 +39,7 @@ EXPERT_LAYOUTS = {
     "tp2pp2ep2": MeshLayout(tp=2, pp=2, ep=2, sequence_parallel=True),
     "tp2dp2ep2etp2": MeshLayout(tp=2, dp=2, ep=2, etp=2, sequence_parallel=True),
 }
+FAST = ("tp1", "ep2", "tp2pp2ep2")
 TOKENS = torch.randint(2, VOCAB_SIZE, (2, 24), generator=torch.Generator().manual_seed(3))
 
 
@@ -62,7 +63,9 @@ def test_logits_equal_hugging_face(
     check_logits(DENSE, LAYOUTS[name], cluster, tiny, hugging_face)
 
 
-@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in EXPERT_LAYOUTS]
+)
 def test_logits_of_experts_equal_hugging_face(
     name: str, cluster: Cluster, tiny: TinyModels, hugging_face: dict[str, Tensor]
 ) -> None:

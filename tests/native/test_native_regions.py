@@ -150,7 +150,7 @@ def digest_reference(tensor: torch.Tensor) -> int:
     small = (scramble(place % np.uint64(4096)) >> np.uint64(32)) | np.uint64(1)
     large = scramble(~(place // np.uint64(4096))) | np.uint64(1)
     length = np.array([tensor.numel()], dtype=np.uint64) ^ np.uint64(0x5555555555555555)
-    return int(((words * small * large).sum() + scramble(length)[0]).view(np.int64))
+    return int(np.append(words * small * large, scramble(length)).sum().view(np.int64))
 
 
 def test_weights_of_a_block_differ() -> None:

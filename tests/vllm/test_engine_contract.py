@@ -34,7 +34,10 @@ WITH_MODEL = ("vllm-tp1", "vllm-tp2", "vllm-pp2", "transformers")
 FAMILY = "qwen3"
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n == "vllm-pp2")) for n in ENGINES],
+)
 def engine(
     request: pytest.FixtureRequest,
     cluster: Cluster,
