@@ -80,7 +80,7 @@ EXPERTS = "configs/recipes/qwen3-235b-a22b-1024.yaml"
         (["rollout.tensor_parallel_size=3"], "rollout.tensor_parallel_size 3 does not divide"),
         (
             ["rollout.pipeline_parallel_size=3"],
-            "rollout.pipeline_parallel_size 3 x rollout.tensor_parallel_size 8 = 24 does not divide",
+            "rollout.pipeline_parallel_size 3 x rollout.tensor_parallel_size 8 = 24 does not",
         ),
     ],
 )
