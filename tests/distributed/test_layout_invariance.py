@@ -7,7 +7,7 @@ with those of one process, over all optimizer steps of three PPO steps: GAE, KL 
 the reward, two mini-batches, two epochs, value clipping, entropy bonus, a reshard each step.
 
 What it does not show: that the losses are right (tests/algorithms and tests/models do), dropout,
-context and expert parallelism.
+context parallelism.
 """
 
 from __future__ import annotations
@@ -204,6 +204,30 @@ def test_tied_embeddings_stay_tied_over_stages(train: Train) -> None:
     """Tied embeddings are two copies under PP: their gradients are summed and they move as one."""
     alone = train(on_ranks(MeshLayout()), family="qwen3")
     assert_same(train(on_ranks(TP2PP2), rollout_tp=2, family="qwen3"), alone)
+
+
+EXPERTS = {
+    "ep2": MeshLayout(dp=2, ep=2),
+    "tp2etp2": MeshLayout(tp=2, etp=2, sequence_parallel=True),
+    "tp2ep2pp2": MeshLayout(tp=2, ep=2, pp=2, sequence_parallel=True),
+}
+
+
+@pytest.fixture(scope="module")
+def single_with_experts(train: Train) -> dict[int, dict[str, float]]:
+    """One process that has all experts."""
+    return train(on_ranks(MeshLayout()), family="mixtral")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERTS)
+def test_where_experts_lie_changes_nothing(
+    name: str, train: Train, single_with_experts: dict[int, dict[str, float]]
+) -> None:
+    """Dealt over ranks, or cut over them; their gradients have data-parallel ranks of their own."""
+    assert single_with_experts[3]["actor/grad_norm"] > 0.01
+    found = train(on_ranks(EXPERTS[name]), family="mixtral")
+    assert_same(found, single_with_experts)
 
 
 def test_micro_batches_change_nothing(train: Train, single: dict[int, dict[str, float]]) -> None:
