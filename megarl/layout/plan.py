@@ -109,6 +109,10 @@ class Plan:
         ]
         return "\n".join(lines)
 
+    def text(self) -> str:
+        """Digest, summary and table, as it is kept beside a run."""
+        return f"plan {self.digest()}\n{self.summary()}\n\n{self.table()}\n"
+
     def summary(self) -> str:
         """One line per rank, elements: sent, received, its lower bound, copied locally."""
         bounds = dict(self.lower_bounds)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PLANS = "reshard-plan"
+"""Folder of what every rank moves in a weight sync."""
 RECORDS = (
     "config.yaml", "metrics.jsonl", "summary.json", "report.txt", "curves.png", "eval.json",
-    "answers.jsonl", "answers-step*.jsonl", "events.out.tfevents.*",
+    "answers.jsonl", "answers-step*.jsonl", "events.out.tfevents.*", PLANS,
 )  # fmt: skip
-"""Patterns of the files of one run; logs go on, and a model is replaced when the next is whole."""
+"""Patterns of one run's files, and its folder of plans; logs go on, and a model is replaced when
+the next is whole."""
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -26,3 +29,9 @@ def set_aside(folder: Path) -> Path | None:
     for path in found:
         path.rename(target / path.name)
     return target
+
+
+def keep_plan(folder: Path, rank: int, text: str) -> None:
+    """Write a rank's part of the plan of the weight sync."""
+    (folder / PLANS).mkdir(parents=True, exist_ok=True)
+    (folder / PLANS / f"rank_{rank}.txt").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.logger import Logger
 from megarl.observe.progress import Progress
+from megarl.observe.records import keep_plan
 from megarl.rewards.load import configured_reward
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
@@ -165,6 +167,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
     actor, books = parts["actor"], _open_books(config, universe)
+    sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
+    keep_plan(Path(config.run.dir), universe.rank, sync.plan.text())
     if books.logger is not None:
         counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
         books.logger.log(counts, 0)
@@ -172,7 +176,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         **parts,
         books=books,
         rollout=rollout,
-        weight_sync=make_weight_sync(config, plan, universe, control, actor, rollout, prompts),
+        weight_sync=sync,
         scorer=scorer,
         prompts=prompts,
         eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],

@@ -38,8 +38,11 @@ def test_it_leaves_model_answers_curves_and_metrics(finished: Path) -> None:
     for name in ("curves.png", "report.txt", "config.yaml", "model/model.safetensors"):
         assert (run / name).stat().st_size > 0, name
     assert list(run.glob("events.out.tfevents.*"))
+    digest = (run / "reshard-plan" / "rank_0.txt").read_text().split()[1]
     for rank in range(4):
         assert "update_actor, step 2" in (run / "logs" / f"rank_{rank}.log").read_text()
+        plan = (run / "reshard-plan" / f"rank_{rank}.txt").read_text()
+        assert "qkv_proj.weight" in plan and plan.split()[1] == digest
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "reward_mean" in row]
     assert [row["step"] for row in steps] == [1, 2]
