@@ -16,14 +16,14 @@ from megarl.layout.rules import hf_tensors
 from megarl.mesh.layout import MeshLayout, megatron_slice
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
 from megarl.models.engine import MegatronEngine
-from megarl.reshard.executor import DATA_TAG, Resharder
+from megarl.reshard.executor import DATA_TAG, Resharder, SyncReport
 from megarl.weights.load import strided_view
 
 PACK_BYTES = 64 << 20
 """Of one broadcast of packed tensors."""
 
 
-def all_ways(world: World) -> dict[str, Way]:
+def all_ways(world: World, buffer_bytes: int) -> dict[str, Way]:
     """Name -> way, in the order of the table."""
     ours, report = world.resharder, world.resharder.run(verify=False)
     sequence = Resharder(
@@ -32,10 +32,10 @@ def all_ways(world: World) -> dict[str, Way]:
         world.actor.parameters(),
         dict(world.engine.begin_load()),
         wire_dtype=world.dtype,
-        buffer_bytes=512 << 20,
+        buffer_bytes=buffer_bytes,
         overlap=False,
     )
-    exchange = RawExchange(world)
+    exchange = RawExchange(world, report)
     gather = Gather(world)
     received = report.bytes_received
     return {
@@ -57,8 +57,8 @@ def all_ways(world: World) -> dict[str, Way]:
 class RawExchange:
     """The bytes of the plan from ready buffers, and a memcpy of what is packed or stays here."""
 
-    def __init__(self, world: World) -> None:
-        self._universe, report = world.universe, world.resharder.run(verify=False)
+    def __init__(self, world: World, report: SyncReport) -> None:
+        self._universe = world.universe
         plan, rank, dtype = world.resharder.plan, world.universe.rank, world.dtype
         self._out = _buffers(plan.sends(rank), "dst", dtype)
         self._into = _buffers(plan.receives(rank), "src", dtype)

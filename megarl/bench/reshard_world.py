@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ def measure(
         from megarl.bench.reshard_ways import all_ways
 
         world = _build(config, plan, session.universe, arguments)
-        ways = all_ways(world)
+        ways = all_ways(world, arguments.buffer_megabytes << 20)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         extra = dict.fromkeys(ways, 0)
         packing = []
@@ -115,7 +114,7 @@ def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    raise RuntimeError(f"/proc/self/status has no {key}")
 
 
 def _plan(

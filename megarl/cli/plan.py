@@ -119,7 +119,7 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
         "vLLM's m2n": cost.cost_of([cost.Totals(0, 0, m2n, 0, m2n)] * len(needed), itemsize, model),
     }
     size = sum(piece.box.numel for placement in needed.values() for piece in placement)
-    alias = sum(cost.aliased_elements(sources.get(r, ()), needed[r]) for r in needed)
+    alias = _aliased([(sources.get(rank, ()), needed[rank]) for rank in needed])
     head = (
         f"{run.actor.path}: actor {run.actor.layout.describe()} on {len(run.actor.ranks)} ranks, "
         f"{len(needed) // run.replica.size} replicas {run.replica.describe()} on {len(needed)}, "
@@ -129,6 +129,15 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
         head, model, schemes, totals, itemsize, alias / size, parsed.rank,
         plan_s, own.digest(), own.table(),
     )  # fmt: skip
+
+
+def _aliased(pairs: Sequence[tuple[Any, Any]]) -> int:
+    """Elements in place, over all ranks; equal ranks share placements, which are compared once."""
+    from megarl.layout.cost import aliased_elements
+
+    distinct = {(id(held), id(needed)): (held, needed) for held, needed in pairs}
+    found = {key: aliased_elements(*pair) for key, pair in distinct.items()}
+    return sum(found[id(held), id(needed)] for held, needed in pairs)
 
 
 def _report(found: Found) -> str:

@@ -31,7 +31,9 @@ def gather_totals(
     for index, rank in enumerate(actor_ranks):
         at, place = layout.coordinates(index), experts.coordinates(index)
         placement = megatron_placement(shape, megatron_slice(layout, index))
-        mine = held.setdefault(id(placement), _sizes(placement))
+        if id(placement) not in held:  # equal ranks share one placement
+            held[id(placement)] = _sizes(placement)
+        mine = held[id(placement)]
         groups = (
             [layout.rank(tp=t, cp=at.cp, dp=at.dp, pp=at.pp) for t in range(layout.tp)],
             [

@@ -15,7 +15,14 @@ import torch
 
 from megarl import native
 from megarl.errors import PlanError, VerificationError
-from megarl.layout import ModelShape, Plan, hf_tensors, vllm_parameters, vllm_placement
+from megarl.layout import (
+    ModelShape,
+    Placement,
+    Plan,
+    hf_tensors,
+    vllm_parameters,
+    vllm_placement,
+)
 from megarl.layout.placement import difference
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
@@ -138,7 +145,8 @@ class WeightSync:
         if not self._rollout.here:
             return
         index = self._rollout.pool.ranks.index(self._universe.rank)
-        expected = vllm_parameters(self._shape, self._rollout.replica.slice_of(index))
+        slice_ = self._rollout.replica.slice_of(index)
+        expected = vllm_parameters(self._shape, slice_)
         found = {name: tuple(tensor.shape) for name, tensor in live.items()}
         if found != expected:
             odd = sorted(set(found.items()) ^ set(expected.items()))[0]
@@ -146,11 +154,15 @@ class WeightSync:
                 f"weight sync: vLLM's parameters are not what the layout tables say, first at "
                 f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
             )
+        self._check_loaders(vllm_placement(self._shape, slice_, padded_vocab=False))
+
+    def _check_loaders(self, believed: Placement) -> None:
+        """The engine's own loaders must put every tensor where the layout tables do."""
         recorded = self._rollout.engine.recorded_placement(hf_tensors(self._shape))
-        slice_ = self._rollout.replica.slice_of(index)
-        believed = vllm_placement(self._shape, slice_, padded_vocab=False)
-        piece = None if recorded is None else difference(recorded, believed)
-        if recorded is not None and piece is not None:
+        if recorded is None:
+            return
+        piece = difference(recorded, believed)
+        if piece is not None:
             who = "vLLM's own loader" if piece in recorded else "the layout table"
             raise PlanError(
                 f"weight sync: {who} alone puts {piece.tensor} {piece.box} at element "

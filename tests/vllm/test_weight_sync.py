@@ -18,7 +18,7 @@ from jobs_sync import SyncCase
 from tiny_models import TinyModels
 
 from megarl.config.validate.models import read_hf_config
-from megarl.layout import ReplicaLayout
+from megarl.layout import ReplicaLayout, model_shape_from_hf, vllm_parameters
 from megarl.mesh.layout import MeshLayout
 
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
@@ -67,13 +67,16 @@ def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) 
     with cluster.world(*pools) as world:
         world.run(jobs_sync.build, path, case)
         by_rank = world.run(jobs_sync.prove_syncs, read_hf_config(path), 2)
+    shape, tp = model_shape_from_hf(read_hf_config(path)), case.rollout_tp
+    places = ReplicaLayout(tp) if isinstance(tp, int) else tp
     for rank, syncs in enumerate(by_rank):
         for facts in syncs:
             assert not facts.different, f"rank {rank}"
             report = facts.report
             assert report.bytes_received == report.lower_bound_bytes == facts.counted_bytes
             if not case.rollout_ranks or rank in case.rollout_ranks:
-                assert facts.parameters > 12 and facts.changed
+                assert facts.parameters == len(vllm_parameters(shape, places.slice_of(rank)))
+                assert facts.changed
                 assert report.regions_verified > 0
     first, second = (facts.canary for facts in by_rank[0])
     assert first.actor_change == first.rollout_change == 0 < second.actor_change

@@ -89,6 +89,10 @@ def _check_experts(shape: ModelShape, layout: MeshLayout, key: str) -> None:
             f"under tensor parallelism with sequence parallelism only; set {key}.sequence_parallel "
             "to true"
         )
+    try:
+        megatron_parameters(shape, MegatronSlice(ep_size=layout.ep, etp_size=layout.etp))
+    except ConfigError as error:
+        raise ConfigError(f"{key} ({layout.describe()}): {error}") from None
 
 
 def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
@@ -99,8 +103,6 @@ def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
         vpp_size=layout.vpp,
         first_stage_layers=layout.first_stage_layers,
         last_stage_layers=layout.last_stage_layers,
-        ep_size=layout.ep,
-        etp_size=layout.etp,
     )
     try:
         stage_layers(shape, slice_)
@@ -113,8 +115,6 @@ def _check_megatron(shape: ModelShape, layout: MeshLayout, key: str) -> None:
     try:
         megatron_parameters(shape, slice_)
     except ConfigError as error:
-        if "expert" in str(error):
-            raise ConfigError(f"{key} ({layout.describe()}): {error}") from None
         ffn = 0 if shape.num_experts else shape.ffn_hidden_size
         sizes = gcd(shape.num_heads, shape.num_kv_heads, ffn)
         raise ConfigError(
