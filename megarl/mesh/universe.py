@@ -7,18 +7,14 @@ rows, weights, and the small control exchange of each phase.
 
 from __future__ import annotations
 
-import pickle
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megarl.errors import ConfigError, RunError
+from megarl.mesh.group import RankGroup
 from megarl.runtime.bringup import Launch, open_store
 from megarl.runtime.device import backend
 from megarl.runtime.environment import enter_pool
@@ -50,22 +46,20 @@ def check_pools(pools: Sequence[Pool], world_size: int) -> None:
         raise ConfigError(f"resources: {what}: {world_size} processes were started")
 
 
-class Universe:
+class Universe(RankGroup):
     """This process's view of the whole run."""
 
     def __init__(self, launch: Launch, pools: Sequence[Pool], timeout_s: float) -> None:
         check_pools(pools, launch.world_size)
         self.launch = launch
-        self.rank, self.size = launch.rank, launch.world_size
         self.pools = tuple(pools)
         self.pool = next(pool for pool in pools if launch.rank in pool.ranks)
         self.pool_rank = self.pool.ranks.index(launch.rank)
         timeout = timedelta(seconds=timeout_s)
         self.root_store = open_store(launch, timeout_s)
         self.store = dist.PrefixStore(f"megarl/{launch.attempt}", self.root_store)
-        universe_store = dist.PrefixStore("universe", self.store)
-        # torch ships no type of this class's methods.
-        self._group: Any = dist.ProcessGroupGloo(universe_store, self.rank, self.size, timeout)
+        group_store = dist.PrefixStore("universe", self.store)
+        super().__init__(group_store, launch.rank, launch.world_size, timeout)
         enter_pool(launch, self.pool_rank, len(self.pool.ranks))
         dist.init_process_group(
             backend(),
@@ -74,46 +68,6 @@ class Universe:
             world_size=len(self.pool.ranks),
             timeout=timeout,
         )
-        self.hosts: tuple[str, ...] = tuple(self.all_gather(socket.gethostname()))
-        nodes = sorted(set(self.hosts), key=self.hosts.index)
-        self.node_of: tuple[int, ...] = tuple(nodes.index(host) for host in self.hosts)
-
-    def send(self, tensor: Tensor, to: int, tag: int = 0) -> dist.Work:
-        """Start sending a contiguous CPU tensor to universe rank `to`."""
-        return self._group.send([tensor], to, tag)
-
-    def receive(self, tensor: Tensor, source: int, tag: int = 0) -> dist.Work:
-        """Start receiving into a contiguous CPU tensor from universe rank `source`."""
-        return self._group.recv([tensor], source, tag)
-
-    def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """Reduce a CPU tensor over all ranks, in place."""
-        if self.size > 1:
-            options = dist.AllreduceOptions()
-            options.reduceOp = op
-            self._group.allreduce([tensor], options).wait()
-        return tensor
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's small picklable value, in rank order."""
-        if self.size == 1:
-            return [value]
-        blob = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-        length = torch.tensor([blob.numel()])
-        lengths = [torch.zeros_like(length) for _ in range(self.size)]
-        self._group.allgather([lengths], [length]).wait()
-        longest = int(max(lengths))
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: blob.numel()] = blob
-        blobs = [torch.zeros_like(padded) for _ in range(self.size)]
-        self._group.allgather([blobs], [padded]).wait()
-        pairs = zip(blobs, lengths, strict=True)
-        return [pickle.loads(b[: int(n)].numpy().tobytes()) for b, n in pairs]
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
-            self._group.barrier().wait()
 
     def pool_of(self, ranks: Sequence[int]) -> Pool:
         """The pool with exactly these ranks; raises RunError when there is none."""

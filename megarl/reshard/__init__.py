@@ -1,1 +1,1 @@
-"""The reshard: carries out a plan between live parameters, over the universe's group."""
+"""The reshard: carries out a plan between live parameters, over a group of ranks."""

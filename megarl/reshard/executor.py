@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megarl.errors import VerificationError
 from megarl.layout import Plan, Transfer
-from megarl.mesh.universe import Universe
+from megarl.mesh.group import RankGroup
 from megarl.reshard.regions import RegionSet, copy_regions
 from megarl.reshard.rounds import ALONE_ELEMENTS, Message, Vector, make_rounds
 from megarl.reshard.transport import Wait, receive, send, wait_all
@@ -92,7 +92,7 @@ class Resharder:
 
     def __init__(
         self,
-        universe: Universe,
+        group: RankGroup,
         plan: Plan,
         sources: Mapping[str, Tensor],
         destinations: Mapping[str, Tensor],
@@ -106,8 +106,8 @@ class Resharder:
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         """
-        self._universe, self.plan, self._wire = universe, plan, wire_dtype
-        self._threads, rank = threads_per_process(), universe.rank
+        self._group, self.plan, self._wire = group, plan, wire_dtype
+        self._threads, rank = threads_per_process(), group.rank
         self._sources, self._destinations = sources, destinations
         capacity = buffer_bytes // NUM_BUFFERS // wire_dtype.itemsize
         self._steps = [
@@ -121,7 +121,7 @@ class Resharder:
         self._out = self._make_buffers([step.sends for step in self._steps])
         self._into = self._make_buffers([step.receives for step in self._steps])
         self._worker = ThreadPoolExecutor(1, "megarl-reshard") if overlap else None
-        nodes = universe.node_of
+        nodes = group.node_of
         itemsize = wire_dtype.itemsize
         self._far = sum(
             t.box.numel * itemsize for t in plan.receives(rank) if nodes[t.src] != nodes[rank]
@@ -184,11 +184,11 @@ class Resharder:
 
     def _start(self, index: int, verify: bool) -> list[Wait]:
         """Put a round on the wire; receives are posted first."""
-        step, universe = self._steps[index], self._universe
+        step, group = self._steps[index], self._group
         what = f"weight sync, round {index + 1} of {len(self._steps)}"
         out, into = self._out[index % 2], self._into[index % 2]
         waits = [
-            receive(universe, lane.of(into), lane.message.peer, DATA_TAG, what)
+            receive(group, lane.of(into), lane.message.peer, DATA_TAG, what)
             for lane in step.receives
         ]
         if verify:
@@ -196,14 +196,14 @@ class Resharder:
                 np.empty(len(lane.message.transfers), np.int64) for lane in step.receives
             ]
             waits += [
-                receive(universe, torch.from_numpy(digest), lane.message.peer, DIGEST_TAG, what)
+                receive(group, torch.from_numpy(digest), lane.message.peer, DIGEST_TAG, what)
                 for lane, digest in zip(step.receives, step.expected, strict=True)
             ]
         for lane, digest in zip(step.sends, step.sent_digests, strict=True):
-            waits.append(send(universe, lane.of(out), lane.message.peer, DATA_TAG, what))
+            waits.append(send(group, lane.of(out), lane.message.peer, DATA_TAG, what))
             if verify:
                 checks = torch.from_numpy(digest)
-                waits.append(send(universe, checks, lane.message.peer, DIGEST_TAG, what))
+                waits.append(send(group, checks, lane.message.peer, DIGEST_TAG, what))
         return waits
 
     def _unpack(self, index: int) -> None:
@@ -234,7 +234,7 @@ class Resharder:
                 transfer = message.transfers[int(wrong[0])]
                 raise VerificationError(
                     f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank "
-                    f"{message.peer} sent another content than rank {self._universe.rank} holds "
+                    f"{message.peer} sent another content than rank {self._group.rank} holds "
                     f"in {transfer.dst_buffer} ({len(wrong)} of {len(expected)} regions of this "
                     "message differ)"
                 )
@@ -251,7 +251,7 @@ class Resharder:
         return RegionSet(transfers, self._sources, self._destinations, side, self._threads)
 
     def _lane_pair(self, transfers: Sequence[Transfer]) -> tuple[RegionSet, RegionSet, Message]:
-        message = Message(self._universe.rank, tuple(transfers))
+        message = Message(self._group.rank, tuple(transfers))
         return self._regions(transfers, "src"), self._regions(transfers, "dst"), message
 
     def _make_buffers(self, rounds: Sequence[tuple[_Lane, ...]]) -> tuple[Tensor, ...]:
@@ -261,7 +261,7 @@ class Resharder:
 
     def _agree(self, vector: Vector, *, largest: bool) -> Vector:
         op = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.MIN
-        return self._universe.all_reduce(torch.from_numpy(vector.copy()), op).numpy()
+        return self._group.all_reduce(torch.from_numpy(vector.copy()), op).numpy()
 
     def _report(self, seconds: float, verify: bool) -> SyncReport:
         sends = [lane for step in self._steps for lane in step.sends]

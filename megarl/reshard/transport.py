@@ -1,4 +1,4 @@
-"""Messages between two ranks over the universe's group, and waiting for them by name."""
+"""Messages between two ranks over a group of ranks, and waiting for them by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import PeerError
-from megarl.mesh.universe import Universe
+from megarl.mesh.group import RankGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,16 @@ class Wait:
     what: str
 
 
-def send(universe: Universe, tensor: Tensor, peer: int, tag: int, what: str) -> Wait:
+def send(group: RankGroup, tensor: Tensor, peer: int, tag: int, what: str) -> Wait:
     """Start sending a contiguous tensor; it must stay as it is until the wait is over."""
-    work = universe.send(_bytes(tensor), peer, tag)
-    return Wait(work, universe.rank, peer, f"{what}: to take {tensor.nbytes} bytes")
+    work = group.send(_bytes(tensor), peer, tag)
+    return Wait(work, group.rank, peer, f"{what}: to take {tensor.nbytes} bytes")
 
 
-def receive(universe: Universe, tensor: Tensor, peer: int, tag: int, what: str) -> Wait:
+def receive(group: RankGroup, tensor: Tensor, peer: int, tag: int, what: str) -> Wait:
     """Start receiving into a contiguous tensor."""
-    work = universe.receive(_bytes(tensor), peer, tag)
-    return Wait(work, universe.rank, peer, f"{what}: to send {tensor.nbytes} bytes")
+    work = group.receive(_bytes(tensor), peer, tag)
+    return Wait(work, group.rank, peer, f"{what}: to send {tensor.nbytes} bytes")
 
 
 def wait_all(waits: Sequence[Wait]) -> None:

@@ -1,0 +1,61 @@
+"""A group of ranks with messages, reductions and node numbers, beside torch's default one."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class RankGroup:
+    """Ranks 0..size-1 over gloo; all of them make it together, through one store."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+        self.rank, self.size = rank, size
+        # torch ships no type of this class's methods.
+        self._group: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
+        self.hosts: tuple[str, ...] = tuple(self.all_gather(socket.gethostname()))
+        nodes = sorted(set(self.hosts), key=self.hosts.index)
+        self.node_of: tuple[int, ...] = tuple(nodes.index(host) for host in self.hosts)
+
+    def send(self, tensor: Tensor, to: int, tag: int = 0) -> dist.Work:
+        """Start sending a contiguous CPU tensor to rank `to`."""
+        return self._group.send([tensor], to, tag)
+
+    def receive(self, tensor: Tensor, source: int, tag: int = 0) -> dist.Work:
+        """Start receiving into a contiguous CPU tensor from rank `source`."""
+        return self._group.recv([tensor], source, tag)
+
+    def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Reduce a CPU tensor over all ranks, in place."""
+        if self.size > 1:
+            options = dist.AllreduceOptions()
+            options.reduceOp = op
+            self._group.allreduce([tensor], options).wait()
+        return tensor
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's small picklable value, in rank order."""
+        if self.size == 1:
+            return [value]
+        blob = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        length = torch.tensor([blob.numel()])
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        self._group.allgather([lengths], [length]).wait()
+        longest = int(max(lengths))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: blob.numel()] = blob
+        blobs = [torch.zeros_like(padded) for _ in range(self.size)]
+        self._group.allgather([blobs], [padded]).wait()
+        pairs = zip(blobs, lengths, strict=True)
+        return [pickle.loads(b[: int(n)].numpy().tobytes()) for b, n in pairs]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            self._group.barrier().wait()
