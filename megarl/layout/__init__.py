@@ -8,8 +8,9 @@ from megarl.layout.files_side import file_placement
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, megatron_placement
 from megarl.layout.placement import Piece, Placement
 from megarl.layout.plan import Plan, Transfer, make_plan
+from megarl.layout.replica import ReplicaLayout, VllmSlice
 from megarl.layout.rules import ModelShape, hf_tensors, model_shape_from_hf, with_scalar_head
-from megarl.layout.vllm_side import ReplicaLayout, VllmSlice, vllm_parameters, vllm_placement
+from megarl.layout.vllm_side import vllm_parameters, vllm_placement
 
 __all__ = [
     "Box",

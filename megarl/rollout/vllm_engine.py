@@ -15,6 +15,7 @@ from megarl.errors import RunError, VerificationError
 from megarl.layout import Placement, ReplicaLayout
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
+from megarl.rollout.vllm_groups import grouped_as
 from megarl.rollout.vllm_pipeline import prepare_stage
 from megarl.rollout.vllm_record import record_placement
 from megarl.rollout.vllm_weights import LiveWeights
@@ -75,7 +76,8 @@ class VllmEngine:
         own |= {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
         assert own.keys() <= SET_HERE, "validation refuses what is named there"
         torch_rng = torch.get_rng_state()
-        self._llm = LLM(**own, **settings.engine_args)
+        with grouped_as(settings.replica, dist.get_world_size()):
+            self._llm = LLM(**own, **settings.engine_args)
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
         runner = self._engine.model_executor.driver_worker.worker.model_runner

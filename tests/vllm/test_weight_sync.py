@@ -32,6 +32,10 @@ CASES = {
         "llama-tied", MeshLayout(tp=2, dp=2), 2, "bfloat16", "bfloat16"
     ),
     "tp2pp2-to-tp2pp2": SyncCase("llama-tied", MeshLayout(tp=2, pp=2), ReplicaLayout(2, pp=2)),
+    "tp4-to-tp2x2-interval": SyncCase("llama-4kv", MeshLayout(tp=4), ReplicaLayout(2, tp_stride=2)),
+    "tp2pp2-to-pp2x2-interval": SyncCase(
+        "llama", MeshLayout(tp=2, pp=2), ReplicaLayout(1, pp=2, pp_stride=2)
+    ),
     "tp2dp2-to-pp2x2": SyncCase("mistral", MeshLayout(tp=2, dp=2), ReplicaLayout(1, pp=2)),
     "uneven-pp2dp2-to-tp2pp2-cast": SyncCase(
         "qwen2",
