@@ -6,7 +6,7 @@ Pure: no process group, no engine, no files, no torch.
 from megarl.layout.box import Box
 from megarl.layout.files_side import file_placement
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, megatron_placement
-from megarl.layout.placement import Piece, Placement
+from megarl.layout.placement import Piece, Placement, Recording
 from megarl.layout.plan import Plan, Transfer, make_plan
 from megarl.layout.replica import ReplicaLayout, VllmSlice
 from megarl.layout.rules import ModelShape, hf_tensors, model_shape_from_hf, with_scalar_head
@@ -19,6 +19,7 @@ __all__ = [
     "Piece",
     "Placement",
     "Plan",
+    "Recording",
     "ReplicaLayout",
     "Transfer",
     "VllmSlice",

@@ -49,6 +49,8 @@ class SyncReport:
     regions_verified: int
     buffer_bytes: int
     """Memory of all buffers: what the sync needs beside the weights."""
+    bytes_indirect: int = 0
+    """Received, beside all of the above, for tensors that only the engine's loaders can place."""
 
 
 @dataclass(frozen=True, slots=True)

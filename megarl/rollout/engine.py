@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megarl.layout import Placement
+from megarl.layout import Recording
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 
@@ -55,11 +55,15 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement | None:
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> Recording | None:
         """Where the engine's own loaders put full tensors of these shapes, while a write is open.
 
-        None: it has no loaders that could say so. Raises PlanError for one that cannot be recorded.
+        None: it has no loaders that could say so.
         """
+        ...
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """Load one full tensor by the engine's own loader, while a write is open."""
         ...
 
     def commit(self, version: int) -> None:

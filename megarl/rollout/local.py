@@ -105,9 +105,13 @@ class LocalEngine(ABC):
         self._writing = True
         return self._parameters
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """See RolloutEngine: there are no loaders."""
         return None
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """See RolloutEngine: there are no loaders, so nothing asks for one."""
+        raise RunError(f"rollout: this engine has no loader for {name}")
 
     def commit(self, version: int) -> None:
         """See RolloutEngine."""

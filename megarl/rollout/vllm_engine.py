@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
-from megarl.layout import Placement, ReplicaLayout
+from megarl.layout import Recording, ReplicaLayout
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
 from megarl.rollout.vllm_groups import grouped_as
 from megarl.rollout.vllm_pipeline import prepare_stage
-from megarl.rollout.vllm_record import record_placement
+from megarl.rollout.vllm_record import record_loaders
 from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
@@ -133,9 +133,13 @@ class VllmEngine:
         self._writing = True
         return self._weights.open()
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement:
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> Recording:
         """See RolloutEngine."""
-        return record_placement(self._model, tensors)
+        return record_loaders(self._model, tensors)
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """See RolloutEngine."""
+        self._model.load_weights([(name, tensor)])
 
     def commit(self, version: int) -> None:
         """See RolloutEngine; raises VerificationError where something of old weights is left."""

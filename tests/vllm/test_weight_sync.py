@@ -56,6 +56,7 @@ CASES = {
         rollout_dtype="bfloat16",
     ),
 }
+ODD = "model.layers.1.mlp.down_proj.weight"
 
 
 FAST = ("tp2pp2-to-tp2x2", "pp2ep2dp2-to-tp2ep-experts")
@@ -94,6 +95,29 @@ def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) 
         assert sent == 0
     elif case.layout.pp > 1:
         assert sent > 0 and by_rank[0][0].report.messages > 3
+
+
+@pytest.mark.slow
+def test_what_cannot_be_recorded_goes_through_vllms_own_loader(
+    cluster: Cluster, tiny: TinyModels
+) -> None:
+    """One tensor, gathered whole on every rank; all parameters as vLLM's loaders make them."""
+    case = SyncCase("llama", MeshLayout(tp=2), 2, odd_loader=ODD, strict=False)
+    with cluster.world(range(2)) as world:
+        world.run(jobs_sync.build, tiny(case.family), case)
+        by_rank = world.run(jobs_sync.prove_syncs, read_hf_config(tiny(case.family)), 2)
+        texts = world.run(jobs_sync.plan_text)
+        for refusal in world.run(jobs_sync.strict_sync, read_hf_config(tiny(case.family))):
+            assert f"vLLM's loader of {ODD} computes before it copies" in refusal
+            assert "weight_sync.strict=false" in refusal
+    for syncs, text in zip(by_rank, texts, strict=True):
+        assert f"{ODD}: its loader computes before it copies" in text
+        for facts in syncs:
+            assert not facts.different and facts.changed
+            report = facts.report
+            assert report.bytes_indirect == 4 * 64 * 96 // 2, "the half that the rank lacks"
+            assert report.bytes_received == report.lower_bound_bytes
+            assert facts.counted_bytes == report.bytes_received + report.bytes_indirect
 
 
 SABOTAGED = {
