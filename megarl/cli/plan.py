@@ -136,7 +136,7 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
 
 def _aliased(pairs: Sequence[tuple[Any, Any]]) -> int:
     """Elements in place, over all ranks; equal ranks share placements, which are compared once."""
-    from megarl.layout.cost import aliased_elements
+    from megarl.layout.alias import aliased_elements
 
     distinct = {(id(held), id(needed)): (held, needed) for held, needed in pairs}
     found = {key: aliased_elements(*pair) for key, pair in distinct.items()}

@@ -265,6 +265,9 @@ class WeightSyncConfig:
     strict: bool = False
     """Refuse a model with a tensor that only vLLM's own loaders can place; false: such tensors are
     gathered whole on every rollout rank, one after the other, and listed."""
+    alias: bool = False
+    """Make rollout parameters that a rank's actor holds byte for byte views of the actor's: no copy
+    and no second memory. On CPU vLLM computes such layers without packing, several times slower."""
     canary: bool = True
     """Compare a fixed prompt's log-probs on both engines after each sync."""
 

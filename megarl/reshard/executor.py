@@ -9,7 +9,7 @@ beside the round; the destination's is taken, and compared, when everything has 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,6 +47,8 @@ class SyncReport:
     messages: int
     rounds: int
     regions_verified: int
+    bytes_aliased: int
+    """In place already: vLLM's parameter is a view of Megatron's."""
     buffer_bytes: int
     """Memory of all buffers: what the sync needs beside the weights."""
     bytes_indirect: int = 0
@@ -102,9 +104,12 @@ class Resharder:
         wire_dtype: torch.dtype,
         buffer_bytes: int,
         overlap: bool = True,
+        in_place: Collection[str] = (),
         alone_elements: int = ALONE_ELEMENTS,
     ) -> None:
         """buffer_bytes: of all buffers together; all ranks build it together, with the same sizes.
+
+        in_place: destinations that are views of sources already, and are left as they are.
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         """
@@ -117,9 +122,12 @@ class Resharder:
             for each in make_rounds(plan, rank, capacity, self._agree, alone_elements)
         ]
         self._local = [
-            self._lane_pair([t for t in plan.local(rank) if t.relay == relay])
+            self._lane_pair(
+                [t for t in plan.local(rank) if t.relay == relay and t.dst_buffer not in in_place]
+            )
             for relay in (False, True)
         ]
+        self._aliased = sum(destinations[name].nbytes for name in in_place)
         self._out = self._make_buffers([step.sends for step in self._steps])
         self._into = self._make_buffers([step.receives for step in self._steps])
         self._worker = ThreadPoolExecutor(1, "megarl-reshard") if overlap else None
@@ -281,6 +289,7 @@ class Resharder:
             lower_bound_bytes=self._bound,
             messages=len(sends),
             rounds=len(self._steps),
+            bytes_aliased=self._aliased,
             regions_verified=sum(len(m.transfers) for m in arrived) if verify else 0,
             buffer_bytes=sum(buffer.nbytes for buffer in (*self._out, *self._into)),
         )

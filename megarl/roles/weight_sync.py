@@ -22,6 +22,7 @@ from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
 from megarl.reshard.destination import check_destination
 from megarl.reshard.executor import Resharder, SyncReport
+from megarl.reshard.in_place import check_addresses, views_for
 from megarl.reshard.indirect import IndirectLoads, without
 from megarl.reshard.placements import actor_placements, rollout_placements
 from megarl.roles.actor import Actor
@@ -41,6 +42,8 @@ class SyncSettings:
     """Syncs between two comparisons of all digests; 0 is never."""
     strict: bool = False
     """Refuse tensors that only the engine's own loaders can place."""
+    alias: bool = False
+    """Let the engines compute with the actor's own parameters where a rank holds what it needs."""
     canary: CanaryText | None = None
     canary_limit: float = CANARY_LIMIT[torch.float32]
 
@@ -68,14 +71,18 @@ class WeightSync:
         self.indirect = self._inspect(shape, live)
         """Tensors that only the engine's own loaders can place, and what those do."""
         self.plan: Plan = self._make_plan(shape)
+        self.aliased = self._alias(shape, live) if settings.alias else frozenset[str]()
+        """This rank's rollout parameters that are views of the actor's."""
+        live = dict(rollout.engine.begin_load()) if rollout.here else {}
+        self._bound = self._live_actor(), live
         self._resharder = Resharder(
             universe,
             self.plan,
-            actor.engine.parameters() if actor.here else {},
-            live,
+            *self._bound,
             wire_dtype=settings.wire_dtype,
             buffer_bytes=settings.buffer_bytes,
             overlap=settings.overlap,
+            in_place=self.aliased,
         )
         self._indirect_loads = self._make_indirect_loads(shape) if self.indirect else None
         self.version = 0
@@ -87,7 +94,8 @@ class WeightSync:
         """Bring the actor's weights to every rollout engine and prove that they arrived."""
         engine = self._rollout.engine if self._rollout.here else None
         if engine:
-            engine.begin_load()
+            check_addresses("vLLM", self._bound[1], engine.begin_load())
+        check_addresses("the actor", self._bound[0], self._live_actor())
         interval = self._settings.verify_interval
         report = self._move(verify=interval > 0 and self._syncs % interval == 0)
         self._syncs += 1
@@ -145,6 +153,23 @@ class WeightSync:
             )
         return indirect
 
+    def _alias(self, shape: ModelShape, live: Mapping[str, Tensor]) -> frozenset[str]:
+        """Make what this rank holds already views of the actor's; nobody trains while they run."""
+        actor, rollout = self._actor, self._rollout
+        taken: frozenset[str] = frozenset()
+        if actor.here and rollout.here:
+            rank = self._universe.rank
+            held = self._sources(shape, padded_vocab=True)[rank]
+            needed = rollout_placements(shape, rollout.replica, rollout.pool.ranks)[rank]
+            views = views_for(held, needed, self._live_actor(), live, self.indirect)
+            taken = rollout.engine.alias(views)
+        if any(self._control.gather(bool(taken))) and actor.here and rollout.here:
+            actor.engine.on_write.append(rollout.engine.mark_dirty)
+        return taken
+
+    def _live_actor(self) -> dict[str, Tensor]:
+        return self._actor.engine.parameters() if self._actor.here else {}
+
     def _make_plan(self, shape: ModelShape) -> Plan:
         rollout = self._rollout
         needed = rollout_placements(shape, rollout.replica, rollout.pool.ranks)
@@ -166,7 +191,7 @@ class WeightSync:
             tuple(self.indirect),
             self._sources(shape, padded_vocab=False),
             self._rollout.pool.ranks,
-            self._actor.engine.parameters() if self._actor.here else {},
+            self._live_actor(),
             self._rollout.engine.load_full if self._rollout.here else None,
             wire_dtype=self._settings.wire_dtype,
             buffer_bytes=self._settings.buffer_bytes,

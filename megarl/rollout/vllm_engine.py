@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
 from megarl.layout import Recording, ReplicaLayout
+from megarl.rollout.engine import NOT_COMMITTED
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
 from megarl.rollout.vllm_groups import grouped_as
@@ -86,7 +87,7 @@ class VllmEngine:
         self._weights = LiveWeights(self._model)
         self._decode = decode
         self.weight_version = -1
-        self._writing = False
+        self._writing = self._dirty = False
         self._inbox: list[tuple[str, Any]] = []
         self._open_inbox = False
         self._running: dict[str, RolloutRequest] = {}
@@ -98,8 +99,8 @@ class VllmEngine:
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
     ) -> None:
         """See RolloutEngine."""
-        if self._writing or self.weight_version < 0:
-            raise RunError("rollout: generation was asked for before the weight sync committed")
+        if self._writing or self._dirty or self.weight_version < 0:
+            raise RunError(NOT_COMMITTED)
         self._open_inbox = True
         if self._is_lead:
             self._inbox.append(("submit", (tuple(requests), sampling, more)))
@@ -128,10 +129,18 @@ class VllmEngine:
 
     def begin_load(self) -> Mapping[str, Tensor]:
         """See RolloutEngine."""
-        if self._engine.has_unfinished_requests():
-            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
+        self._check_idle()
         self._writing = True
         return self._weights.open()
+
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """See RolloutEngine; experts that vLLM packs on a CPU cannot be taken."""
+        return self._weights.alias(views)
+
+    def mark_dirty(self) -> None:
+        """See RolloutEngine."""
+        self._check_idle()
+        self._dirty = True
 
     def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> Recording:
         """See RolloutEngine."""
@@ -146,13 +155,17 @@ class VllmEngine:
         self._weights.close()
         self.reset_prefix_cache()
         self._check_prefix_cache()
-        self._writing = False
+        self._writing = self._dirty = False
         self.weight_version = version
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RunError("rollout: vLLM did not reset its prefix cache; requests are in flight")
+
+    def _check_idle(self) -> None:
+        if self._engine.has_unfinished_requests():
+            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
 
     def _check_prefix_cache(self) -> None:
         """No block of keys and values of earlier weights may be found again."""

@@ -252,6 +252,7 @@ def make_weight_sync(
             overlap=config.weight_sync.communication_overlap,
             verify_interval=config.weight_sync.verify_interval,
             strict=config.weight_sync.strict,
+            alias=config.weight_sync.alias,
             canary=_canary(config, prompts),
             canary_limit=max(CANARY_LIMIT[dtype] for dtype in computed),
         ),

@@ -48,6 +48,7 @@ class Run(Learner):
             "reshard/seconds": report.seconds,
             "reshard/bytes_received": float(report.bytes_received),
             "reshard/bytes_local": float(report.bytes_local),
+            "reshard/bytes_aliased": float(report.bytes_aliased),
             "reshard/bytes_indirect": float(report.bytes_indirect),
             "reshard/bytes_lower_bound": float(report.lower_bound_bytes),
             "reshard/bytes_from_other_nodes": float(report.bytes_from_other_nodes),

@@ -49,6 +49,7 @@ class SyncCase:
     canary: bool = True
     overlap: bool = True
     strict: bool = True
+    alias: bool = False
     odd_loader: str = ""
     """A parameter of vLLM's whose loader computes before it copies."""
     rollout_ranks: tuple[int, ...] = ()
@@ -68,6 +69,8 @@ class SyncFacts:
     changed: bool
     """Whether the weights differ from those of the sync before."""
     canary: CanaryReport
+    aliased: frozenset[str]
+    """Parameters of this rank's vLLM that lie inside a parameter of its actor, by address."""
 
 
 @dataclass
@@ -121,6 +124,7 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
             buffer_bytes=BUFFER_BYTES,
             overlap=case.overlap,
             strict=case.strict,
+            alias=case.alias,
             canary=canary,
             canary_limit=CANARY_LIMIT[getattr(torch, case.rollout_dtype)],
         ),
@@ -158,6 +162,7 @@ def prove_syncs(rank: Rank, hf: dict[str, Any], count: int) -> list[SyncFacts]:
                 counted[0],
                 before is None or any(not _same_bits(x, before[n]) for n, x in arrived.items()),
                 stage.sync.canary.report,
+                _inside_the_actor(stage),
             )
         )
         before = arrived
@@ -204,8 +209,9 @@ def poison(stage: Stage) -> None:
     """NaN in every element of vLLM's parameters, where there are any."""
     if not stage.rollout.here:
         return
-    for parameter in stage.rollout.engine.begin_load().values():
-        parameter.fill_(math.nan)
+    for name, parameter in stage.rollout.engine.begin_load().items():
+        if name not in stage.sync.aliased:
+            parameter.fill_(math.nan)
 
 
 def snapshot(stage: Stage) -> dict[str, Tensor]:
@@ -214,6 +220,28 @@ def snapshot(stage: Stage) -> dict[str, Tensor]:
         return {}
     model = stage.rollout.engine._model
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _inside_the_actor(stage: Stage) -> frozenset[str]:
+    if not (stage.rollout.here and stage.actor.here):
+        return frozenset()
+    held = stage.actor.engine.parameters().values()
+    spans = [(p.data_ptr(), p.data_ptr() + p.nbytes) for p in held]
+    return frozenset(
+        name
+        for name, p in stage.rollout.engine._model.named_parameters()
+        if any(lo <= p.data_ptr() and p.data_ptr() + p.nbytes <= hi for lo, hi in spans)
+    )
+
+
+def generate_dirty(rank: Rank) -> str:
+    """What asking for rollouts between an optimizer step and the sync after it raises."""
+    train_step(rank)
+    try:
+        generate_some(rank)
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def _loaded_by_vllm(rank: Rank, stage: Stage, hf: dict[str, Any]) -> dict[str, Tensor]:
