@@ -108,9 +108,15 @@ class WeightSync:
 
     def text(self) -> str:
         """The plan of this rank, and what goes outside it, for people."""
-        lines = [f"{name}: its loader {what}" for name, what in self.indirect.items()]
-        head = f"{len(lines)} tensors go through the engine's own loaders, gathered whole:"
-        return "\n".join([head, *lines, "", self.plan.text()] if lines else [self.plan.text()])
+        aliased = "".join(f"  {name}\n" for name in sorted(self.aliased))
+        indirect = "".join(f"  {name}: its loader {it}\n" for name, it in self.indirect.items())
+        parts = {
+            "parameters that are views of the actor's, and are not moved": aliased,
+            "tensors that the engine's own loaders place, gathered whole": indirect,
+        }
+        return "".join(f"{head}:\n{some}\n" for head, some in parts.items() if some) + (
+            self.plan.text()
+        )
 
     def _move(self, verify: bool) -> SyncReport:
         """Nobody goes on, and nobody generates, before all ranks have verified."""
