@@ -23,14 +23,7 @@ def check_destination(
     for an engine without any. Raises PlanError where names, shapes or places differ from the
     layout tables'.
     """
-    expected = vllm_parameters(shape, slice_)
-    found = {name: tuple(tensor.shape) for name, tensor in live.items()}
-    if found != expected:
-        odd = sorted(set(found.items()) ^ set(expected.items()))[0]
-        raise PlanError(
-            f"weight sync: vLLM's parameters are not what the layout tables say, first at "
-            f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
-        )
+    _check_shapes(vllm_parameters(shape, slice_), live)
     if recording is None:
         return {}
     tables = vllm_placement(shape, slice_, padded_vocab=False)
@@ -40,6 +33,22 @@ def check_destination(
         who = "vLLM's own loader" if piece in recording.placement else "the layout table"
         raise PlanError(
             f"weight sync: {who} alone puts {piece.tensor} {piece.box} at element "
-            f"{piece.offset} of {piece.buffer}; this vLLM is not a known one"
+            f"{piece.offset} of {piece.buffer}; install the vLLM that requirements/ pins"
         )
     return recording.unrecordable
+
+
+def _check_shapes(expected: Mapping[str, tuple[int, ...]], live: Mapping[str, Tensor]) -> None:
+    for name in sorted(expected.keys() | live.keys()):
+        if name not in live:
+            what = f"lacks {name}, which is {list(expected[name])} there"
+        elif name not in expected:
+            what = f"has {name} {list(live[name].shape)}, which they do not know"
+        elif tuple(live[name].shape) != expected[name]:
+            what = f"has {name} as {list(live[name].shape)}, and they as {list(expected[name])}"
+        else:
+            continue
+        raise PlanError(
+            f"weight sync: vLLM's model is not what the layout tables say: it {what}; install the "
+            "vLLM that requirements/ pins, or look whether config.json is the model's own"
+        )

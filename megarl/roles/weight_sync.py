@@ -187,7 +187,11 @@ class WeightSync:
         )
         digests = self._control.gather(plan.digest())
         if len(set(digests)) > 1:
-            raise PlanError(f"weight sync: ranks made different plans: {digests}")
+            odd = next(rank for rank, each in enumerate(digests) if each != digests[0])
+            raise PlanError(
+                f"weight sync: rank 0 made plan {digests[0][:16]}, rank {odd} made "
+                f"{digests[odd][:16]}; start all ranks with the same config, model and code"
+            )
         return plan
 
     def _make_indirect_loads(self, shape: ModelShape) -> IndirectLoads:
