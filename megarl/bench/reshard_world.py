@@ -19,6 +19,7 @@ from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout
 from megarl.mesh.universe import Universe
+from megarl.reshard.assignment import assign_shards
 from megarl.reshard.executor import Resharder
 from megarl.reshard.placements import actor_placements, rollout_placements
 
@@ -33,6 +34,7 @@ def measure(
     with Session(plan, config.run) as session:
         from megarl.bench.reshard_ways import all_ways
 
+        plan = assign_shards(plan, session.universe.node_of.__getitem__)
         world = _build(config, plan, session.universe, arguments)
         ways = all_ways(world, arguments.buffer_megabytes << 20)
         seconds: dict[str, list[float]] = {name: [] for name in ways}

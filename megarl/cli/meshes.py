@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
+from megarl.reshard.assignment import assign_shards
 
 
 def describe_plan(config: Config, plan: RunPlan, ranks_per_node: int, command: str) -> str:
     """Sizes of what `megarl <command>` would run, then one line per rank."""
     generates = command != "pretrain"
+    plan = assign_shards(plan, lambda rank: rank // ranks_per_node) if generates else plan
     head = _head(plan)
     head += [_rollout(config, plan)] if generates else []
     head += [] if command == "eval" else [_step(config, command)]
@@ -72,8 +74,9 @@ def _replica(plan: RunPlan, rank: int) -> str:
     if rank not in plan.rollout_ranks:
         return "-"
     index, layout = plan.rollout_ranks.index(rank), plan.replica
-    stage = f" pp {index // layout.tp % layout.pp}" if layout.pp > 1 else ""
-    return f"{index // layout.size},{index % layout.tp}{stage}"
+    at = layout.slice_of(index)
+    stage = f" pp {at.pp_rank}" if layout.pp > 1 else ""
+    return f"{layout.replica_of(index)},{at.tp_rank}{stage}"
 
 
 def ranges(ranks: Sequence[int]) -> str:

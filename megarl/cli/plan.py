@@ -88,20 +88,23 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
     from megarl.config.validate.meshes import make_plan
     from megarl.config.validate.models import read_models
     from megarl.layout import cost
+    from megarl.reshard.assignment import assign_shards
     from megarl.reshard.placements import actor_placements, rollout_placements
     from megarl.reshard.rivals import gather_totals, m2n_elements
 
     config = load_config(parsed.config, parsed.overrides)
     check_names(config)
     check_numbers(config)
-    run = make_plan(config, read_models(config, "train"), wanted_world_size(config), "train")
-    if not 0 <= parsed.rank < run.world_size:
-        raise ConfigError(f"--rank {parsed.rank} is not in 0..{run.world_size - 1}")
-    shape, dtype = run.actor.shape, config.rollout.dtype or config.actor.model.dtype
-    itemsize = getattr(torch, dtype).itemsize
+    planned = make_plan(config, read_models(config, "train"), wanted_world_size(config), "train")
+    if not 0 <= parsed.rank < planned.world_size:
+        raise ConfigError(f"--rank {parsed.rank} is not in 0..{planned.world_size - 1}")
 
     def node_of(rank: int) -> int:
         return int(rank // parsed.ranks_per_node)
+
+    run = assign_shards(planned, node_of)
+    shape, dtype = run.actor.shape, config.rollout.dtype or config.actor.model.dtype
+    itemsize = getattr(torch, dtype).itemsize
 
     started = time.perf_counter()
     sources = actor_placements(shape, run.actor.layout, run.actor.ranks)
@@ -133,7 +136,7 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
 
 def _aliased(pairs: Sequence[tuple[Any, Any]]) -> int:
     """Elements in place, over all ranks; equal ranks share placements, which are compared once."""
-    from megarl.layout.cost import aliased_elements
+    from megarl.layout.alias import aliased_elements
 
     distinct = {(id(held), id(needed)): (held, needed) for held, needed in pairs}
     found = {key: aliased_elements(*pair) for key, pair in distinct.items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megarl.layout.replica import ReplicaLayout
 from megarl.layout.rules import ModelShape
-from megarl.layout.vllm_side import ReplicaLayout
 from megarl.mesh.layout import MeshLayout
 
 

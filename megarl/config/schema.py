@@ -262,6 +262,12 @@ class WeightSyncConfig:
     """Pack and unpack while another buffer is on the wire; false: one after the other."""
     verify_interval: int = 1
     """Syncs between two checks of every region's digest; 0 is never."""
+    strict: bool = False
+    """Refuse a model with a tensor that only vLLM's own loaders can place; false: such tensors are
+    gathered whole on every rollout rank, one after the other, and listed."""
+    alias: bool = False
+    """Make rollout parameters that a rank's actor holds byte for byte views of the actor's: no copy
+    and no second memory. On CPU vLLM computes such layers without packing, several times slower."""
     canary: bool = True
     """Compare a fixed prompt's log-probs on both engines after each sync."""
 

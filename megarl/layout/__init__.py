@@ -6,10 +6,11 @@ Pure: no process group, no engine, no files, no torch.
 from megarl.layout.box import Box
 from megarl.layout.files_side import file_placement
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, megatron_placement
-from megarl.layout.placement import Piece, Placement
+from megarl.layout.placement import Piece, Placement, Recording
 from megarl.layout.plan import Plan, Transfer, make_plan
+from megarl.layout.replica import ReplicaLayout, VllmSlice
 from megarl.layout.rules import ModelShape, hf_tensors, model_shape_from_hf, with_scalar_head
-from megarl.layout.vllm_side import ReplicaLayout, VllmSlice, vllm_parameters, vllm_placement
+from megarl.layout.vllm_side import vllm_parameters, vllm_placement
 
 __all__ = [
     "Box",
@@ -18,6 +19,7 @@ __all__ = [
     "Piece",
     "Placement",
     "Plan",
+    "Recording",
     "ReplicaLayout",
     "Transfer",
     "VllmSlice",

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megarl.layout.placement import Placement
-
 
 class Totals(NamedTuple):
     """Elements that one rank moves in a plan."""
@@ -77,25 +75,3 @@ def cost_of(totals: Iterable[Totals], itemsize: int, links: LinkModel) -> Cost:
         far_total=sum(row.far_received for row in rows) * itemsize,
         seconds=max(times) / 1e9,
     )
-
-
-def aliased_elements(held: Placement, needed: Placement) -> int:
-    """Elements of buffers that lie in one held buffer exactly as they are needed.
-
-    A needed buffer counts whole or not at all: every piece of it must be a piece, or a part of one,
-    of the same held buffer, at one and the same distance, with the same strides.
-    """
-    by_tensor: dict[str, list[int]] = {}
-    for index, piece in enumerate(held):
-        by_tensor.setdefault(piece.tensor, []).append(index)
-    sizes: dict[str, int] = {}
-    places: dict[str, set[tuple[str, int]]] = {}
-    for piece in needed:
-        sizes[piece.buffer] = sizes.get(piece.buffer, 0) + piece.box.numel
-        found = {
-            (source.buffer, source.offset_of(piece.box) - piece.offset)
-            for source in (held[index] for index in by_tensor.get(piece.tensor, ()))
-            if source.strides == piece.strides and source.box.contains(piece.box)
-        }
-        places[piece.buffer] = places.get(piece.buffer, found) & found
-    return sum(size for buffer, size in sizes.items() if places[buffer])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megarl.layout.box import Box
@@ -29,6 +30,15 @@ class Piece:
 
 Placement = tuple[Piece, ...]
 """Everything that one rank holds; a tensor or box may occur in several buffers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What an engine's own loaders do with full tensors, on one rank."""
+
+    placement: Placement
+    unrecordable: Mapping[str, str]
+    """Tensor -> what its loader does that is not copying boxes of it."""
 
 
 def difference(one: Placement, other: Placement) -> Piece | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
@@ -18,43 +18,8 @@ from megarl.layout.geometry import (
     local_shape,
 )
 from megarl.layout.placement import Placement
+from megarl.layout.replica import VllmSlice
 from megarl.layout.rules import VOCAB_MULTIPLE, ModelShape, Slot, expand, family_of, rules_for
-
-
-@dataclass(frozen=True, slots=True)
-class VllmSlice:
-    """One rank's place in a vLLM replica."""
-
-    tp_rank: int = 0
-    tp_size: int = 1
-    pp_rank: int = 0
-    pp_size: int = 1
-    expert_parallel: bool = False
-    """Whether the replica's ranks deal whole experts among them, instead of cutting each."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaLayout:
-    """One vLLM replica: tensor ranks are neighbours; replicas follow each other."""
-
-    tp: int = 1
-    pp: int = 1
-    expert_parallel: bool = False
-
-    @property
-    def size(self) -> int:
-        """Ranks of a replica."""
-        return self.tp * self.pp
-
-    def slice_of(self, index: int) -> VllmSlice:
-        """The place of rank number `index` of the rollout."""
-        stage = index // self.tp % self.pp
-        return VllmSlice(index % self.tp, self.tp, stage, self.pp, self.expert_parallel)
-
-    def describe(self) -> str:
-        """As in t2p2: tensor and pipeline sizes; +ep where experts are dealt over the replica."""
-        pipeline = f"p{self.pp}" if self.pp > 1 else ""
-        return f"t{self.tp}{pipeline}" + ("+ep" if self.expert_parallel else "")
 
 
 @lru_cache(maxsize=1024)

@@ -49,6 +49,8 @@ class MegatronEngine:
             self.trainer = Trainer(self.chunks, mesh, optimizer, total_steps) if optimizer else None
         self._models = self.trainer.chunks if self.trainer else self.chunks
         self._check_parameters()
+        self.on_write: list[Callable[[], None]] = []
+        """Called when parameters change: right before an optimizer step, and after a load."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Local parameters by the planner's names; after DDP they are views of its buckets."""
@@ -62,6 +64,7 @@ class MegatronEngine:
         """Tell the optimizer that parameters were written from outside (a load)."""
         if self.trainer is not None:
             self.trainer.reload_master_weights()
+        self._tell_of_write()
 
     def forward(
         self,
@@ -90,7 +93,12 @@ class MegatronEngine:
             self.trainer.zero_grad()
             reports = self._run(micro_batches, loss, False, temperature, with_entropy)
             check(reports)
+            self._tell_of_write()
             return reports, self.trainer.step()
+
+    def _tell_of_write(self) -> None:
+        for listener in self.on_write:
+            listener()
 
     def _run(
         self,

@@ -10,7 +10,7 @@ destination's is taken, and compared, when everything has been written.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,8 +51,12 @@ class SyncReport:
     messages: int
     rounds: int
     regions_verified: int
+    bytes_aliased: int
+    """In place already: vLLM's parameter is a view of Megatron's."""
     buffer_bytes: int
     """Memory of all buffers: what the sync needs beside the weights."""
+    bytes_indirect: int = 0
+    """Received, beside all of the above, for tensors that only the engine's loaders can place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +118,12 @@ class Resharder:
         wire_dtype: torch.dtype,
         buffer_bytes: int,
         overlap: bool = True,
+        in_place: Collection[str] = (),
         alone_elements: int = ALONE_ELEMENTS,
     ) -> None:
         """buffer_bytes: of all buffers together; all ranks build it together, with the same sizes.
+
+        in_place: destinations that are views of sources already, and are left as they are.
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         """
@@ -131,9 +138,12 @@ class Resharder:
             for each in make_rounds(plan, rank, capacity, self._agree, alone_elements)
         ]
         self._local = [
-            self._local_of([t for t in plan.local(rank) if t.relay == relay])
+            self._local_of(
+                [t for t in plan.local(rank) if t.relay == relay and t.dst_buffer not in in_place]
+            )
             for relay in (False, True)
         ]
+        self._aliased = sum(destinations[name].nbytes for name in in_place)
         self._out = self._make_buffers([step.sends for step in self._steps])
         self._into = self._make_buffers([step.receives for step in self._steps])
         self._sent = self._empty(self._counts["src"], torch.int64)
@@ -308,6 +318,7 @@ class Resharder:
             lower_bound_bytes=self._bound,
             messages=len(sends),
             rounds=len(self._steps),
+            bytes_aliased=self._aliased,
             regions_verified=self._counts["dst"] if verify else 0,
             buffer_bytes=sum(buffer.nbytes for buffer in (*self._out, *self._into)),
         )

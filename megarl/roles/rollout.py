@@ -44,11 +44,11 @@ class RolloutRole:
     @property
     def is_lead(self) -> bool:
         """Whether this rank's rollouts count: the first of its replica."""
-        return self.here and self._rank % self.replica.size == 0
+        return self.here and self.replica.place_of(self._rank) == 0
 
     def lead_of(self, group: int) -> int:
         """Universe rank that answers for a group of samples; groups are dealt in turn."""
-        return self.pool.ranks[(group % self.num_replicas) * self.replica.size]
+        return self.pool.ranks[self.replica.members(group % self.num_replicas)[0]]
 
     def row_map(self, groups: Sequence[int]) -> RowMap:
         """Owner of each row after generation."""
@@ -66,7 +66,7 @@ class RolloutRole:
         """
         if not self.here:
             return []
-        replica = self._rank // self.replica.size
+        replica = self.replica.replica_of(self._rank)
         mine = [one for one in requests if one.group % self.num_replicas == replica]
         rollouts = generate(self.engine, mine, sampling, on_finished)
         return rollouts if self.is_lead else []

@@ -8,53 +8,44 @@ canary, the log-probs of a fixed text on both engines, and how they changed sinc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from megarl import native
 from megarl.errors import PlanError, VerificationError
-from megarl.layout import (
-    ModelShape,
-    Placement,
-    Plan,
-    hf_tensors,
-    vllm_parameters,
-    vllm_placement,
-)
-from megarl.layout.placement import difference
+from megarl.layout import ModelShape, Placement, Plan, hf_tensors
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
+from megarl.reshard.destination import check_destination
 from megarl.reshard.executor import Resharder, SyncReport
+from megarl.reshard.in_place import check_addresses, views_for
+from megarl.reshard.indirect import IndirectLoads, without
 from megarl.reshard.placements import actor_placements, rollout_placements
-from megarl.roles.actor import Actor, sequence_logprobs
+from megarl.roles.actor import Actor
+from megarl.roles.canary import CANARY_LIMIT, Canary, CanaryText
 from megarl.roles.rollout import RolloutRole
 
-CANARY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 1.5}
-"""Largest difference of one canary log-prob, nats. In bf16 two attention kernels differ by up to
-about 1 on the same weights: there the canary sees only gross errors. What did not arrive, or not in
-its place, the digests see in any type."""
-
 
 @dataclass(frozen=True, slots=True)
-class CanaryText:
-    """A fixed text whose log-probs both engines must agree on."""
+class SyncSettings:
+    """How weights travel, and what proves that they arrived."""
 
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CanaryReport:
-    """What the canary said after a sync; nats, the largest over its tokens and all replicas."""
-
-    diff: float = 0.0
-    """Between the two engines."""
-    actor_change: float = 0.0
-    """Of the actor, since the sync before; 0 at the first."""
-    rollout_change: float = 0.0
-    """Of the rollout engines, since the sync before: as large as the actor's where it arrived."""
+    wire_dtype: torch.dtype
+    buffer_bytes: int
+    """Of all send and receive buffers together."""
+    overlap: bool = True
+    verify_interval: int = 1
+    """Syncs between two comparisons of all digests; 0 is never."""
+    strict: bool = False
+    """Refuse tensors that only the engine's own loaders can place."""
+    alias: bool = False
+    """Let the engines compute with the actor's own parameters where a rank holds what it needs."""
+    canary: CanaryText | None = None
+    canary_limit: float = CANARY_LIMIT[torch.float32]
 
 
 class WeightSync:
@@ -67,58 +58,68 @@ class WeightSync:
         shape: ModelShape,
         actor: Actor,
         rollout: RolloutRole,
-        *,
-        wire_dtype: torch.dtype,
-        buffer_bytes: int,
-        overlap: bool = True,
-        verify_interval: int,
-        canary: CanaryText | None,
-        canary_limit: float,
+        settings: SyncSettings,
     ) -> None:
-        self._universe, self._control = universe, control
+        """Opens the engine's weights for the first `run`.
+
+        Raises PlanError, on all ranks, where the engine's parameters or loaders are not those that
+        the layout tables know, or ranks made different plans.
+        """
+        self._universe, self._control, self._settings = universe, control, settings
         self._actor, self._rollout = actor, rollout
-        self._wire, self._buffer_bytes, self._overlap = wire_dtype, buffer_bytes, overlap
-        self._verify_interval, self._canary = verify_interval, canary
-        self._canary_limit = canary_limit
+        live = dict(rollout.engine.begin_load()) if rollout.here else {}
+        self.indirect = self._inspect(shape, live)
+        """Tensors that only the engine's own loaders can place, and what those do."""
         self.plan: Plan = self._make_plan(shape)
-        self._resharder: Resharder | None = None
-        self._shape = shape
+        self.aliased = self._alias(shape, live) if settings.alias else frozenset[str]()
+        """This rank's rollout parameters that are views of the actor's."""
+        live = dict(rollout.engine.begin_load()) if rollout.here else {}
+        self._bound = self._live_actor(), live
+        self._resharder = Resharder(
+            universe,
+            self.plan,
+            *self._bound,
+            wire_dtype=settings.wire_dtype,
+            buffer_bytes=settings.buffer_bytes,
+            overlap=settings.overlap,
+            in_place=self.aliased,
+        )
+        self._indirect_loads = self._make_indirect_loads(shape) if self.indirect else None
         self.version = 0
         """The actor's weight version that the engines have; 0 before the first sync."""
-        self.canary_report = CanaryReport()
-        self._canary_before: list[tuple[list[float], list[float]]] = []
+        self.canary = Canary(control, actor, rollout, settings.canary_limit)
         self._syncs = 0
 
     def run(self) -> SyncReport:
         """Bring the actor's weights to every rollout engine and prove that they arrived."""
         engine = self._rollout.engine if self._rollout.here else None
-        live = dict(engine.begin_load()) if engine else {}
-        if self._resharder is None:
-            self._check_parameters(live)
-            self._resharder = Resharder(
-                self._universe,
-                self.plan,
-                self._actor.engine.parameters() if self._actor.here else {},
-                live,
-                wire_dtype=self._wire,
-                buffer_bytes=self._buffer_bytes,
-                overlap=self._overlap,
-            )
-        due = self._verify_interval > 0 and self._syncs % self._verify_interval == 0
-        report = self._move(self._resharder, due)
+        if engine:
+            check_addresses("vLLM", self._bound[1], engine.begin_load())
+        check_addresses("the actor", self._bound[0], self._live_actor())
+        interval = self._settings.verify_interval
+        report = self._move(verify=interval > 0 and self._syncs % interval == 0)
         self._syncs += 1
         self.version = self._actor.weight_version
         if engine:
             engine.commit(self.version)
-        if self._canary is not None:
-            self._check_canary(self._canary)
+        if self._settings.canary is not None:
+            self.canary.check(self._settings.canary, self.version)
         return report
 
-    def _move(self, resharder: Resharder, verify: bool) -> SyncReport:
+    def text(self) -> str:
+        """The plan of this rank, and what goes outside it, for people."""
+        lines = [f"{name}: its loader {what}" for name, what in self.indirect.items()]
+        head = f"{len(lines)} tensors go through the engine's own loaders, gathered whole:"
+        return "\n".join([head, *lines, "", self.plan.text()] if lines else [self.plan.text()])
+
+    def _move(self, verify: bool) -> SyncReport:
         """Nobody goes on, and nobody generates, before all ranks have verified."""
         report, problem = None, None
         try:
-            report = resharder.run(verify=verify)
+            report = self._resharder.run(verify=verify)
+            if self._indirect_loads is not None:
+                received = self._indirect_loads.run(verify)
+                report = replace(report, bytes_indirect=received)
         except VerificationError as error:
             problem = str(error)
         for found in self._control.gather(problem):
@@ -127,72 +128,77 @@ class WeightSync:
         assert report is not None
         return report
 
-    def _make_plan(self, shape: ModelShape) -> Plan:
+    def _inspect(self, shape: ModelShape, live: Mapping[str, Tensor]) -> dict[str, str]:
+        """Tensors that some rank's loaders must place; PlanError on all ranks for what is odd."""
+        found, problem = dict[str, str](), None
+        if self._rollout.here:
+            index = self._rollout.pool.ranks.index(self._universe.rank)
+            recording = self._rollout.engine.record_loaders(hf_tensors(shape))
+            slice_ = self._rollout.replica.slice_of(index)
+            try:
+                found = dict(check_destination(shape, slice_, live, recording))
+            except PlanError as error:
+                problem = str(error)
+        answers = self._control.gather((problem, found))
+        for problem, _ in answers:
+            if problem is not None:
+                raise PlanError(problem)
+        indirect = {name: what for _, some in answers for name, what in some.items()}
+        if indirect and self._settings.strict:
+            name = next(iter(indirect))
+            raise PlanError(
+                f"weight_sync.strict: vLLM's loader of {name} {indirect[name]}, so that its place "
+                f"is not known ({len(indirect)} such tensors); weight_sync.strict=false gathers "
+                "them whole and has that loader place them"
+            )
+        return indirect
+
+    def _alias(self, shape: ModelShape, live: Mapping[str, Tensor]) -> frozenset[str]:
+        """Make what this rank holds already views of the actor's; nobody trains while they run."""
         actor, rollout = self._actor, self._rollout
-        sources = actor_placements(shape, actor.layout, actor.pool.ranks, layernorm_names())
-        destinations = rollout_placements(shape, rollout.replica, rollout.pool.ranks)
-        return native.plan(
-            sources,
-            destinations,
+        taken: frozenset[str] = frozenset()
+        if actor.here and rollout.here:
+            rank = self._universe.rank
+            held = self._sources(shape, padded_vocab=True)[rank]
+            needed = rollout_placements(shape, rollout.replica, rollout.pool.ranks)[rank]
+            views = views_for(held, needed, self._live_actor(), live, self.indirect)
+            taken = rollout.engine.alias(views)
+        if any(self._control.gather(bool(taken))) and actor.here and rollout.here:
+            actor.engine.on_write.append(rollout.engine.mark_dirty)
+        return taken
+
+    def _live_actor(self) -> dict[str, Tensor]:
+        return self._actor.engine.parameters() if self._actor.here else {}
+
+    def _make_plan(self, shape: ModelShape) -> Plan:
+        rollout = self._rollout
+        needed = rollout_placements(shape, rollout.replica, rollout.pool.ranks)
+        plan = native.plan(
+            self._sources(shape, padded_vocab=True),
+            without(needed, tuple(self.indirect)),
             node_of=self._universe.node_of.__getitem__,
             rank=self._universe.rank,
         )
-
-    def _check_parameters(self, live: dict[str, torch.Tensor]) -> None:
-        digests = self._control.gather(self.plan.digest())
+        digests = self._control.gather(plan.digest())
         if len(set(digests)) > 1:
             raise PlanError(f"weight sync: ranks made different plans: {digests}")
-        if not self._rollout.here:
-            return
-        index = self._rollout.pool.ranks.index(self._universe.rank)
-        slice_ = self._rollout.replica.slice_of(index)
-        expected = vllm_parameters(self._shape, slice_)
-        found = {name: tuple(tensor.shape) for name, tensor in live.items()}
-        if found != expected:
-            odd = sorted(set(found.items()) ^ set(expected.items()))[0]
-            raise PlanError(
-                f"weight sync: vLLM's parameters are not what the layout tables say, first at "
-                f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
-            )
-        self._check_loaders(vllm_placement(self._shape, slice_, padded_vocab=False))
+        return plan
 
-    def _check_loaders(self, believed: Placement) -> None:
-        """The engine's own loaders must put every tensor where the layout tables do."""
-        recorded = self._rollout.engine.recorded_placement(hf_tensors(self._shape))
-        if recorded is None:
-            return
-        piece = difference(recorded, believed)
-        if piece is not None:
-            who = "vLLM's own loader" if piece in recorded else "the layout table"
-            raise PlanError(
-                f"weight sync: {who} alone puts {piece.tensor} {piece.box} at element "
-                f"{piece.offset} of {piece.buffer}; this vLLM is not a known one"
-            )
-
-    def _check_canary(self, canary: CanaryText) -> None:
-        ours, theirs = sequence_logprobs(self._actor, canary.token_ids), None
-        if self._rollout.here:
-            theirs = self._rollout.engine.prompt_logprobs(canary.token_ids)
-        answers = self._control.gather((ours, theirs if self._rollout.is_lead else None))
-        reference = next(list(a) for a, _ in answers if a is not None)
-        for rank, (_, seen) in enumerate(answers):
-            for index, value in enumerate(seen or []):
-                if not abs(value - reference[index]) <= self._canary_limit:
-                    raise VerificationError(
-                        f"weight sync {self.version}: vLLM on rank {rank} gives token {index + 1} "
-                        f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"
-                    )
-        after = [(reference, list(seen)) for _, seen in answers if seen is not None]
-        before = self._canary_before or after
-        self.canary_report = CanaryReport(
-            diff=max(_largest(*pair) for pair in after),
-            actor_change=_largest(before[0][0], reference),
-            rollout_change=max(
-                _largest(old, new) for (_, old), (_, new) in zip(before, after, strict=True)
-            ),
+    def _make_indirect_loads(self, shape: ModelShape) -> IndirectLoads:
+        return IndirectLoads(
+            self._universe,
+            shape,
+            tuple(self.indirect),
+            self._sources(shape, padded_vocab=False),
+            self._rollout.pool.ranks,
+            self._live_actor(),
+            self._rollout.engine.load_full if self._rollout.here else None,
+            wire_dtype=self._settings.wire_dtype,
+            buffer_bytes=self._settings.buffer_bytes,
         )
-        self._canary_before = after
 
-
-def _largest(one: Sequence[float], other: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+    def _sources(self, shape: ModelShape, *, padded_vocab: bool) -> dict[int, Placement]:
+        actor = self._actor
+        return actor_placements(
+            shape, actor.layout, actor.pool.ranks, layernorm_names(), padded_vocab=padded_vocab
+        )

@@ -15,8 +15,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megarl.layout import Placement
+from megarl.layout import Recording
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
+
+NOT_COMMITTED = (
+    "rollout: generation was asked for before the weight sync committed: the engine's weights are "
+    "half-written, or aliased to the actor's, which have changed since"
+)
 
 
 class RolloutEngine(Protocol):
@@ -32,7 +37,7 @@ class RolloutEngine(Protocol):
 
         `more` False promises that nothing is submitted or aborted before all are finished, which
         spares an exchange per step. Raises RunError, naming the sample, for a prompt the engine
-        refuses, and while a weight write is open.
+        refuses, while a weight write is open, and while aliased weights are dirty.
         """
         ...
 
@@ -55,11 +60,30 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement | None:
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> Recording | None:
         """Where the engine's own loaders put full tensors of these shapes, while a write is open.
 
-        None: it has no loaders that could say so. Raises PlanError for one that cannot be recorded.
+        None: it has no loaders that could say so.
         """
+        ...
+
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """Compute with these tensors in place of parameters from now on, while a write is open.
+
+        They are somebody else's, who calls `mark_dirty` before writing to them. Returns the names
+        of those that the engine could take.
+        """
+        ...
+
+    def mark_dirty(self) -> None:
+        """Refuse to generate until the next commit: aliased weights are about to change.
+
+        Raises RunError while requests are in flight.
+        """
+        ...
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """Load one full tensor by the engine's own loader, while a write is open."""
         ...
 
     def commit(self, version: int) -> None:

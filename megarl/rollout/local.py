@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megarl.errors import RunError
+from megarl.rollout.engine import NOT_COMMITTED
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 Decode = Callable[[Sequence[int]], str]
@@ -49,7 +50,7 @@ class LocalEngine(ABC):
         self._decode = decode
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
         self.weight_version = -1
-        self._writing = False
+        self._writing = self._dirty = False
         self._running: dict[int, Sample] = {}
         self._finished: list[Rollout] = []
 
@@ -65,8 +66,8 @@ class LocalEngine(ABC):
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
     ) -> None:
         """See RolloutEngine."""
-        if self._writing or self.weight_version < 0:
-            raise RunError("rollout: generation was asked for before the weight sync committed")
+        if self._writing or self._dirty or self.weight_version < 0:
+            raise RunError(NOT_COMMITTED)
         for request in requests:
             length = len(request.prompt.token_ids)
             if not 0 < length < self._max_model_len:
@@ -100,18 +101,31 @@ class LocalEngine(ABC):
 
     def begin_load(self) -> Mapping[str, Tensor]:
         """See RolloutEngine."""
-        if self._running:
-            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
+        self._check_idle()
         self._writing = True
         return self._parameters
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """See RolloutEngine: there are no loaders."""
         return None
 
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """See RolloutEngine."""
+        self._parameters |= views
+        return frozenset(views)
+
+    def mark_dirty(self) -> None:
+        """See RolloutEngine."""
+        self._check_idle()
+        self._dirty = True
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """See RolloutEngine: there are no loaders, so nothing asks for one."""
+        raise RunError(f"rollout: this engine has no loader for {name}")
+
     def commit(self, version: int) -> None:
         """See RolloutEngine."""
-        self._writing = False
+        self._writing = self._dirty = False
         self.weight_version = version
 
     def close(self) -> None:
@@ -121,6 +135,10 @@ class LocalEngine(ABC):
     def is_complete(self, sample: Sample) -> bool:
         """Whether an engine has nothing more to say, though no stop token came."""
         return False
+
+    def _check_idle(self) -> None:
+        if self._running:
+            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
 
     def _finish_if_ended(self, sample: Sample, token: int) -> None:
         stopped = token in sample.sampling.stop_token_ids

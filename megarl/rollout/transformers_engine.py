@@ -6,8 +6,7 @@ survive a sync. One rank per replica.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,8 +36,14 @@ class TransformersEngine(LocalEngine):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device()).eval()
         self._model = model.requires_grad_(False)
         self._vocab_size = shape.vocab_size
-        parameters = _alias_parameters(self._model, shape, dtype)
-        super().__init__(parameters, decode, max_model_len, max_num_seqs)
+        self._pieces = vllm_placement(shape, VllmSlice(), padded_vocab=False)
+        super().__init__(_zeros(shape, dtype), decode, max_model_len, max_num_seqs)
+        self._bind(self._parameters)
+
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """See RolloutEngine."""
+        self._bind(views)
+        return super().alias(views)
 
     @torch.no_grad()
     def next_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, float]]:
@@ -63,26 +68,27 @@ class TransformersEngine(LocalEngine):
         logprobs = self._model(tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         return logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist()
 
+    def _bind(self, buffers: Mapping[str, Tensor]) -> None:
+        """Make the model's parameters views of tensors in vLLM's layout.
 
-def _alias_parameters(model: Any, shape: ModelShape, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors in vLLM's layout on one rank, of which the model's parameters become views.
+        Raises ConfigError where the layout's parameters are not those that the model has.
+        """
+        own = dict(self._model.named_parameters())
+        odd = {piece.tensor for piece in self._pieces} ^ set(own)
+        if odd:
+            raise ConfigError(f"rollout: transformers' parameters differ at {sorted(odd)[0]}")
+        for piece in self._pieces:
+            if piece.buffer in buffers:
+                flat = buffers[piece.buffer].view(-1)[piece.offset :]
+                own[piece.tensor].data = flat.as_strided(piece.box.shape, piece.strides)
 
-    Raises ConfigError where they are not the parameters the model has.
-    """
-    whole = VllmSlice()
-    buffers = {
+
+def _zeros(shape: ModelShape, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors in vLLM's layout on one rank."""
+    return {
         name: torch.zeros(size, dtype=dtype, device=device())
-        for name, size in vllm_parameters(shape, whole).items()
+        for name, size in vllm_parameters(shape, VllmSlice()).items()
     }
-    own = dict(model.named_parameters())
-    pieces = vllm_placement(shape, whole, padded_vocab=False)
-    odd = {piece.tensor for piece in pieces} ^ set(own)
-    if odd:
-        raise ConfigError(f"rollout: transformers' parameters differ at {sorted(odd)[0]}")
-    for piece in pieces:
-        buffer = buffers[piece.buffer]
-        own[piece.tensor].data = buffer.as_strided(piece.box.shape, piece.strides, piece.offset)
-    return buffers
 
 
 def _sample_token(

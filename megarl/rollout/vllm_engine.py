@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import RunError, VerificationError
-from megarl.layout import Placement, ReplicaLayout
+from megarl.layout import Recording, ReplicaLayout
+from megarl.rollout.engine import NOT_COMMITTED
 from megarl.rollout.vllm_arguments import SET_HERE
 from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
+from megarl.rollout.vllm_groups import grouped_as
 from megarl.rollout.vllm_pipeline import prepare_stage
-from megarl.rollout.vllm_record import record_placement
+from megarl.rollout.vllm_record import record_loaders
 from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
@@ -75,7 +77,8 @@ class VllmEngine:
         own |= {} if on_cuda() else {"kv_cache_memory_bytes": settings.kv_cache_bytes}
         assert own.keys() <= SET_HERE, "validation refuses what is named there"
         torch_rng = torch.get_rng_state()
-        self._llm = LLM(**own, **settings.engine_args)
+        with grouped_as(settings.replica, dist.get_world_size()):
+            self._llm = LLM(**own, **settings.engine_args)
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
         runner = self._engine.model_executor.driver_worker.worker.model_runner
@@ -84,7 +87,7 @@ class VllmEngine:
         self._weights = LiveWeights(self._model)
         self._decode = decode
         self.weight_version = -1
-        self._writing = False
+        self._writing = self._dirty = False
         self._inbox: list[tuple[str, Any]] = []
         self._open_inbox = False
         self._running: dict[str, RolloutRequest] = {}
@@ -96,8 +99,8 @@ class VllmEngine:
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
     ) -> None:
         """See RolloutEngine."""
-        if self._writing or self.weight_version < 0:
-            raise RunError("rollout: generation was asked for before the weight sync committed")
+        if self._writing or self._dirty or self.weight_version < 0:
+            raise RunError(NOT_COMMITTED)
         self._open_inbox = True
         if self._is_lead:
             self._inbox.append(("submit", (tuple(requests), sampling, more)))
@@ -126,27 +129,43 @@ class VllmEngine:
 
     def begin_load(self) -> Mapping[str, Tensor]:
         """See RolloutEngine."""
-        if self._engine.has_unfinished_requests():
-            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
+        self._check_idle()
         self._writing = True
         return self._weights.open()
 
-    def recorded_placement(self, tensors: Mapping[str, tuple[int, ...]]) -> Placement:
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """See RolloutEngine; experts that vLLM packs on a CPU cannot be taken."""
+        return self._weights.alias(views)
+
+    def mark_dirty(self) -> None:
         """See RolloutEngine."""
-        return record_placement(self._model, tensors)
+        self._check_idle()
+        self._dirty = True
+
+    def record_loaders(self, tensors: Mapping[str, tuple[int, ...]]) -> Recording:
+        """See RolloutEngine."""
+        return record_loaders(self._model, tensors)
+
+    def load_full(self, name: str, tensor: Tensor) -> None:
+        """See RolloutEngine."""
+        self._model.load_weights([(name, tensor)])
 
     def commit(self, version: int) -> None:
         """See RolloutEngine; raises VerificationError where something of old weights is left."""
         self._weights.close()
         self.reset_prefix_cache()
         self._check_prefix_cache()
-        self._writing = False
+        self._writing = self._dirty = False
         self.weight_version = version
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RunError("rollout: vLLM did not reset its prefix cache; requests are in flight")
+
+    def _check_idle(self) -> None:
+        if self._engine.has_unfinished_requests():
+            raise RunError(f"rollout: weights cannot change under {len(self._running)} requests")
 
     def _check_prefix_cache(self) -> None:
         """No block of keys and values of earlier weights may be found again."""

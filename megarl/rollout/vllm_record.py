@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megarl.errors import PlanError
-from megarl.layout import Box, Piece, Placement
+from megarl.layout import Box, Piece, Recording
 from megarl.layout.box import contiguous_strides
 
 _COPY = torch.ops.aten.copy_.default
@@ -22,31 +21,37 @@ _FILLS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.at
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
-def record_placement(model: torch.nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> Placement:
-    """The pieces of this rank, by tensor in the order given; parameters are not touched.
+def record_loaders(model: torch.nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> Recording:
+    """This rank's pieces, by tensor in the order given; parameters are not touched.
 
-    tensors: Hugging Face name -> full shape. Raises PlanError for a loader that does anything but
-    copy boxes of its tensor: its name, and what it did.
+    tensors: Hugging Face name -> full shape. A loader that does anything but copy boxes of its
+    tensor is unrecordable, and none of the tensor's pieces are kept.
     """
     live = dict(model.named_parameters())
     owners = {p.untyped_storage().data_ptr(): name for name, p in live.items()}
     starts = {name: int(p.storage_offset()) for name, p in live.items()}
     loader: Any = model.load_weights
     pieces: list[Piece] = []
+    unrecordable: dict[str, str] = {}
     for name, shape in tensors.items():
-        recorder = _Recorder(name, shape, owners, starts)
+        recorder = _Recorder(shape, owners, starts)
         try:
             with recorder:
                 loader([(name, recorder.source)])
-        except PlanError:
-            raise
+        except _Unrecordable as error:
+            unrecordable[name] = str(error)
         except Exception as error:  # whatever a loader makes of a tensor without memory
-            raise PlanError(
-                f"vLLM's loader of {name} {list(shape)} cannot be recorded "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        pieces += recorder.pieces
-    return tuple(pieces)
+            unrecordable[name] = f"raises {type(error).__name__} without values: {error}"
+        else:
+            pieces += [
+                Piece(name, box, buffer, offset, strides)
+                for box, buffer, offset, strides in recorder.regions
+            ]
+    return Recording(tuple(pieces), unrecordable)
+
+
+class _Unrecordable(Exception):
+    """What a loader did, as in "computes before it copies"."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -54,15 +59,14 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(
         self,
-        name: str,
         shape: tuple[int, ...],
         owners: Mapping[int, str],
         starts: Mapping[str, int],
     ) -> None:
         super().__init__()
         self.source = torch.empty(shape, device="meta", dtype=torch.float32)
-        self.pieces: list[Piece] = []
-        self._name, self._shape = name, shape
+        self.regions: list[tuple[Box, str, int, tuple[int, ...]]] = []
+        self._shape = shape
         self._owners, self._starts = owners, starts
 
     def __torch_dispatch__(
@@ -71,27 +75,32 @@ class _Recorder(TorchDispatchMode):
         if function is _COPY and not args[0].is_meta:
             self._note(args[0], args[1])
             return args[0]
-        if function in _FILLS and args[0].untyped_storage().data_ptr() in self._owners:
+        if function in _FILLS and self._owns(args[0]):
             return args[0]  # padding, which the trainer's tensor has rows for
         if function is _ITEM and args[0].is_meta:
-            raise PlanError(f"vLLM's loader of {self._name} looks at the values")
+            raise _Unrecordable("looks at the values")
+        if function._schema.is_mutable and self._owns(args[0]):
+            raise _Unrecordable("computes inside the parameter")
         return function(*args, **(kwargs or {}))
+
+    def _owns(self, target: Any) -> bool:
+        return not target.is_meta and target.untyped_storage().data_ptr() in self._owners
 
     def _note(self, target: Tensor, source: Tensor) -> None:
         if not source.is_meta or source.untyped_storage()._cdata != self._storage:
-            raise PlanError(f"vLLM's loader of {self._name} computes before it copies")
+            raise _Unrecordable("computes before it copies")
         buffer = self._owners.get(target.untyped_storage().data_ptr())
         if buffer is None:
-            raise PlanError(f"vLLM's loader of {self._name} writes to memory of no parameter")
+            raise _Unrecordable("writes to memory of no parameter")
         box = self._box_of(source)
         if box is None or tuple(target.shape) != tuple(source.shape):
-            raise PlanError(f"vLLM's loader of {self._name} copies other than boxes")
+            raise _Unrecordable("copies other than boxes")
         strides = tuple(target.stride())
         if len(strides) != len(self._shape):
-            raise PlanError(f"vLLM's loader of {self._name} reshapes it")
+            raise _Unrecordable("reshapes it")
         if box.numel:  # a rank may hold padding alone
             offset = int(target.storage_offset()) - self._starts[buffer]
-            self.pieces.append(Piece(self._name, box, buffer, offset, strides))
+            self.regions.append((box, buffer, offset, strides))
 
     @property
     def _storage(self) -> int:

@@ -8,7 +8,7 @@ its loaders, and `close` has vLLM pack them again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from megarl.errors import VerificationError
 from megarl.runtime.device import on_cuda
 
 EXPERTS = ("w13_weight", "w2_weight")
+_LIVE = torch.nn.functional.linear
+"""What a layer that is not packed computes with: it reads the parameter itself."""
 
 
 class LiveWeights:
@@ -39,6 +41,22 @@ class LiveWeights:
                 replace_parameter(modules[name], which, tensor)
         return {name: parameter.data for name, parameter in self._model.named_parameters()}
 
+    def alias(self, views: Mapping[str, Tensor]) -> frozenset[str]:
+        """Make parameters views of other memory; on a CPU their layers are packed no more.
+
+        Returns the names of those that are: experts are computed with in another layout there.
+        """
+        modules: list[Any] = [m for m in self._model.modules() if hasattr(m, "cpu_linear")]
+        staged = {f"{name}.{which}" for name in self._staged for which in EXPERTS}
+        taken = views.keys() - staged
+        for name in taken:
+            parameter = self._model.get_parameter(name)
+            parameter.data = views[name]
+            for module in modules:
+                if module.weight is parameter:  # a tied head computes with the embedding's
+                    module.cpu_linear = _LIVE
+        return frozenset(taken)
+
     def close(self) -> None:
         """Pack what was packed; VerificationError for a layer that still has its old packing."""
         if not on_cuda():
@@ -57,10 +75,9 @@ class LiveWeights:
 
 def _packed(model: torch.nn.Module) -> Iterator[tuple[str, weakref.ref[Any]]]:
     """What each packed layer computes with: an object that holds a copy of its weights."""
-    live = torch.nn.functional.linear  # reads the parameter itself
     for name, module in model.named_modules():
         packed = getattr(module, "cpu_linear", None)
-        if packed is not None and packed is not live:
+        if packed is not None and packed is not _LIVE:
             yield name, weakref.ref(packed)
 
 
@@ -68,7 +85,7 @@ def _pack_linear_layers(model: torch.nn.Module) -> None:
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     for module in model.modules():
-        if hasattr(module, "cpu_linear"):
+        if getattr(module, "cpu_linear", _LIVE) is not _LIVE:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 

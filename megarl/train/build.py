@@ -28,10 +28,11 @@ from megarl.observe.records import keep_plan
 from megarl.rewards.load import configured_reward
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
+from megarl.roles.canary import CANARY_LIMIT, CanaryText
 from megarl.roles.critic import Critic
 from megarl.roles.reward_model import RewardModel
 from megarl.roles.rollout import RolloutRole
-from megarl.roles.weight_sync import CANARY_LIMIT, CanaryText, WeightSync
+from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.train.learner import Books, Learner
@@ -168,7 +169,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     prompts = read_prompts(config, tokenizer, data.train_path)
     actor, books = parts["actor"], _open_books(config, universe)
     sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
-    keep_plan(Path(config.run.dir), universe.rank, sync.plan.text())
+    keep_plan(Path(config.run.dir), universe.rank, sync.text())
     if books.logger is not None:
         counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
         books.logger.log(counts, 0)
@@ -245,12 +246,16 @@ def make_weight_sync(
         plan.actor.shape,
         actor,
         rollout,
-        wire_dtype=wire,
-        buffer_bytes=config.weight_sync.buffer_megabytes << 20,
-        overlap=config.weight_sync.communication_overlap,
-        verify_interval=config.weight_sync.verify_interval,
-        canary=_canary(config, prompts),
-        canary_limit=max(CANARY_LIMIT[dtype] for dtype in computed),
+        SyncSettings(
+            wire_dtype=wire,
+            buffer_bytes=config.weight_sync.buffer_megabytes << 20,
+            overlap=config.weight_sync.communication_overlap,
+            verify_interval=config.weight_sync.verify_interval,
+            strict=config.weight_sync.strict,
+            alias=config.weight_sync.alias,
+            canary=_canary(config, prompts),
+            canary_limit=max(CANARY_LIMIT[dtype] for dtype in computed),
+        ),
     )
 
 

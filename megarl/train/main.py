@@ -12,6 +12,7 @@ from megarl.config.schema import Config, RunConfig
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Pool, Universe
 from megarl.observe.rank_log import RankLog
+from megarl.reshard.assignment import assign_shards
 from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
@@ -92,6 +93,7 @@ def run_training(config: Config, plan: RunPlan) -> int:
         from megarl.train.driver import train
         from megarl.train.finish import finish_run
 
+        plan = assign_shards(plan, session.universe.node_of.__getitem__)
         run = build_run(config, plan, session.universe, session.control)
         train(run)
         finish_run(run)
@@ -112,5 +114,6 @@ def run_eval(config: Config, plan: RunPlan) -> int:
     with Session(plan, config.run) as session:
         from megarl.train.eval_run import evaluate_model
 
+        plan = assign_shards(plan, session.universe.node_of.__getitem__)
         evaluate_model(config, plan, session.universe, session.control)
     return 0

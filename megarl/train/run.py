@@ -48,6 +48,8 @@ class Run(Learner):
             "reshard/seconds": report.seconds,
             "reshard/bytes_received": float(report.bytes_received),
             "reshard/bytes_local": float(report.bytes_local),
+            "reshard/bytes_aliased": float(report.bytes_aliased),
+            "reshard/bytes_indirect": float(report.bytes_indirect),
             "reshard/bytes_lower_bound": float(report.lower_bound_bytes),
             "reshard/bytes_from_other_nodes": float(report.bytes_from_other_nodes),
             "reshard/messages": float(report.messages),
@@ -98,7 +100,7 @@ class Run(Learner):
         answers = self.control.gather(self.books.sync)
         total = {name: sum(answer[name] for answer in answers) for name in answers[0]}
         total["reshard/seconds"] = max(answer["reshard/seconds"] for answer in answers)
-        canary = self.weight_sync.canary_report
+        canary = self.weight_sync.canary.report
         return total | {
             "reshard/canary_diff": canary.diff,
             "reshard/canary_actor_change": canary.actor_change,

@@ -96,6 +96,22 @@ def test_dry_run_of_pools_and_nodes(config: str, capsys: pytest.CaptureFixture[s
     assert lines[-1].split() == ["5", "1", "1", "-", "0,1,0", "-"]
 
 
+def test_dry_run_shows_which_rank_takes_which_shard(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages of a replica lie where the actor's stages are, and on one node where they fit."""
+    ranks = ["resources.actor_gpus=[0,1,2,3]", "actor.mesh=t2p2", "reference.mesh=t2p2"]
+    replicas = ["rollout.tensor_parallel_size=1", "rollout.pipeline_parallel_size=2"]
+    places = []
+    for per_node in ("4", "2"):
+        command = ["train", config, *ranks, *replicas, "--dry-run", "--ranks-per-node", per_node]
+        assert main(command) == 0
+        lines = capsys.readouterr().out.splitlines()[-4:]
+        places.append([line.split("  ")[-1].strip() for line in lines])
+    assert places[0] == ["0,0 pp 0", "1,0 pp 0", "0,0 pp 1", "1,0 pp 1"]
+    assert places[1] == ["0,0 pp 0", "0,0 pp 1", "1,0 pp 0", "1,0 pp 1"]
+
+
 def test_dry_runs_show_what_the_command_has(
     config: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,6 +218,19 @@ SETTINGS = {
         ["critic.optimizer.lr_warmup_steps 5", "lr_decay_steps 5"],
         ["critic.optimizer.lr_warmup_steps=5", "critic.optimizer.lr_decay_steps=5"],
     ),
+    "an alias of another type": (
+        ["weight_sync.alias", "actor.model.dtype is float32", "rollout.dtype bfloat16"],
+        ["weight_sync.alias=true", "rollout.dtype=bfloat16"],
+    ),
+    "an alias on other ranks": (
+        ["weight_sync.alias", "actor is on ranks [0, 1]", "rollout on [2, 3]", "take turns"],
+        [
+            "weight_sync.alias=true",
+            "resources.actor_gpus=[0,1]",
+            "resources.critic_gpus=[0,1]",
+            "resources.rollout_gpus=[2,3]",
+        ],
+    ),
     "adaptive from 0": (
         ["kl_ctrl.type is adaptive", "kl_coef is 0"],
         ["algorithm.kl_ctrl.type=adaptive"],

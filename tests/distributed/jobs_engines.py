@@ -162,6 +162,32 @@ def more_can_be_submitted_on_the_way(rank: Rank) -> None:
     assert [one.response_ids for one in together] == [one.response_ids for one in alone]
 
 
+def dirty_weights_are_not_generated_with(rank: Rank) -> None:
+    """From the word that they change until the next commit; not under running requests."""
+    engine = _engine(rank)
+    before = generate(engine, requests([3, 6]), GREEDY)
+    engine.mark_dirty()
+    try:
+        engine.submit(requests([3]), GREEDY)
+    except RunError as error:
+        assert "aliased to the actor's, which have changed" in str(error)
+    else:
+        raise AssertionError("generation was allowed")
+    engine.begin_load()
+    engine.commit(rank.kept["version"])
+    after = generate(engine, requests([3, 6]), GREEDY)
+    assert [one.response_ids for one in after] == [one.response_ids for one in before]
+    engine.submit(requests([3]), GREEDY)
+    engine.step()
+    try:
+        engine.mark_dirty()
+    except RunError as error:
+        assert "1 request" in str(error)
+    else:
+        raise AssertionError("weights in use became dirty")
+    _drain(engine)
+
+
 def weights_wait_for_requests(rank: Rank) -> None:
     """A write cannot open under running requests."""
     engine = _engine(rank)

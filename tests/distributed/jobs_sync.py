@@ -19,14 +19,15 @@ from transformers import AutoTokenizer
 from worker import Rank
 
 from megarl.config.schema import Config, OptimizerConfig
-from megarl.errors import RunError
-from megarl.layout import ReplicaLayout
+from megarl.errors import PlanError, RunError
+from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.reshard import executor
 from megarl.reshard.executor import SyncReport
 from megarl.reshard.regions import RegionSet
-from megarl.roles.weight_sync import CANARY_LIMIT, CanaryReport, CanaryText, WeightSync
+from megarl.roles.canary import CANARY_LIMIT, CanaryReport, CanaryText
+from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout import engine as rollout_engine
 from megarl.train.build import Builder
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
@@ -47,6 +48,10 @@ class SyncCase:
     lr: float = 1e-2
     canary: bool = True
     overlap: bool = True
+    strict: bool = True
+    alias: bool = False
+    odd_loader: str = ""
+    """A parameter of vLLM's whose loader computes before it copies."""
     rollout_ranks: tuple[int, ...] = ()
     """Without any, the actor's."""
 
@@ -64,6 +69,8 @@ class SyncFacts:
     changed: bool
     """Whether the weights differ from those of the sync before."""
     canary: CanaryReport
+    aliased: frozenset[str]
+    """Parameters of this rank's vLLM that lie inside a parameter of its actor, by address."""
 
 
 @dataclass
@@ -103,6 +110,8 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
     )
     if rollout.here:
         rank.kept["engine"] = rollout.engine
+        if case.odd_loader:
+            _compute_before_copying(rollout.engine._model, case.odd_loader)
     canary = CanaryText(tuple(range(2, 18))) if case.canary else None
     sync = WeightSync(
         rank.universe,
@@ -110,14 +119,29 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
         plan.actor.shape,
         actor,
         rollout,
-        wire_dtype=getattr(torch, case.rollout_dtype),
-        buffer_bytes=BUFFER_BYTES,
-        overlap=case.overlap,
-        verify_interval=1,
-        canary=canary,
-        canary_limit=CANARY_LIMIT[getattr(torch, case.rollout_dtype)],
+        SyncSettings(
+            wire_dtype=getattr(torch, case.rollout_dtype),
+            buffer_bytes=BUFFER_BYTES,
+            overlap=case.overlap,
+            strict=case.strict,
+            alias=case.alias,
+            canary=canary,
+            canary_limit=CANARY_LIMIT[getattr(torch, case.rollout_dtype)],
+        ),
     )
     rank.kept["stage"] = Stage(case, actor, rollout, sync)
+
+
+def _compute_before_copying(model: torch.nn.Module, name: str) -> None:
+    """A loader as of a model whose parameters are not those of its files."""
+    parameter: Any = model.get_parameter(name)
+    load = parameter.weight_loader
+
+    def odd(target: Tensor, full: Tensor, *rest: Any) -> None:
+        load(target, full * 1.0, *rest)
+
+    parameter._weight_loader = odd
+    assert parameter.weight_loader is odd
 
 
 def prove_syncs(rank: Rank, hf: dict[str, Any], count: int) -> list[SyncFacts]:
@@ -137,13 +161,32 @@ def prove_syncs(rank: Rank, hf: dict[str, Any], count: int) -> list[SyncFacts]:
                 report,
                 counted[0],
                 before is None or any(not _same_bits(x, before[n]) for n, x in arrived.items()),
-                stage.sync.canary_report,
+                stage.sync.canary.report,
+                _inside_the_actor(stage),
             )
         )
         before = arrived
         if stage.actor.here:
             train_step(rank)
     return facts
+
+
+def plan_text(rank: Rank) -> str:
+    """What is kept beside a run."""
+    stage: Stage = rank.kept["stage"]
+    return stage.sync.text()
+
+
+def strict_sync(rank: Rank, hf: dict[str, Any]) -> str:
+    """What a strict sync between the same engines is refused with."""
+    stage: Stage = rank.kept["stage"]
+    shape = model_shape_from_hf(hf)
+    settings = SyncSettings(torch.float32, BUFFER_BYTES, strict=True)
+    try:
+        WeightSync(rank.universe, rank.control, shape, stage.actor, stage.rollout, settings)
+    except PlanError as error:
+        return str(error)
+    return ""
 
 
 def train_step(rank: Rank) -> float:
@@ -166,8 +209,9 @@ def poison(stage: Stage) -> None:
     """NaN in every element of vLLM's parameters, where there are any."""
     if not stage.rollout.here:
         return
-    for parameter in stage.rollout.engine.begin_load().values():
-        parameter.fill_(math.nan)
+    for name, parameter in stage.rollout.engine.begin_load().items():
+        if name not in stage.sync.aliased:
+            parameter.fill_(math.nan)
 
 
 def snapshot(stage: Stage) -> dict[str, Tensor]:
@@ -176,6 +220,28 @@ def snapshot(stage: Stage) -> dict[str, Tensor]:
         return {}
     model = stage.rollout.engine._model
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _inside_the_actor(stage: Stage) -> frozenset[str]:
+    if not (stage.rollout.here and stage.actor.here):
+        return frozenset()
+    held = stage.actor.engine.parameters().values()
+    spans = [(p.data_ptr(), p.data_ptr() + p.nbytes) for p in held]
+    return frozenset(
+        name
+        for name, p in stage.rollout.engine._model.named_parameters()
+        if any(lo <= p.data_ptr() and p.data_ptr() + p.nbytes <= hi for lo, hi in spans)
+    )
+
+
+def generate_dirty(rank: Rank) -> str:
+    """What asking for rollouts between an optimizer step and the sync after it raises."""
+    train_step(rank)
+    try:
+        generate_some(rank)
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def _loaded_by_vllm(rank: Rank, stage: Stage, hf: dict[str, Any]) -> dict[str, Tensor]:

@@ -48,6 +48,7 @@ def _make_model(family: str, folder: Path) -> None:
     auto = AutoModelForCausalLM if base == family else AutoModelForSequenceClassification
     classes = {
         "llama": LlamaConfig,
+        "llama-4kv": LlamaConfig,
         "llama-tied": LlamaConfig,
         "llama3-rope": LlamaConfig,
         "qwen2": Qwen2Config,
@@ -75,6 +76,8 @@ def _make_model(family: str, folder: Path) -> None:
     if base == "qwen2":  # derives its head size
         settings |= {"hidden_size": 128}
         del settings["head_dim"]
+    if family == "llama-4kv":  # four tensor ranks of Megatron want four groups
+        settings["num_key_value_heads"] = 4
     if family == "mixtral":
         settings["num_local_experts"] = 4
     if family == "qwen3-moe":

@@ -6,7 +6,8 @@ import pytest
 from layout_world import model
 
 from megarl.layout import ReplicaLayout, hf_tensors
-from megarl.layout.cost import LinkModel, Totals, aliased_elements, cost_of
+from megarl.layout.alias import aliased_elements
+from megarl.layout.cost import LinkModel, Totals, cost_of
 from megarl.mesh.layout import MeshLayout
 from megarl.reshard.placements import actor_placements, rollout_placements
 from megarl.reshard.rivals import gather_totals, m2n_elements

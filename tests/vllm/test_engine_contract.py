@@ -64,6 +64,7 @@ def engine(
         jobs.aborted_rows_never_come_out,
         jobs.more_can_be_submitted_on_the_way,
         jobs.weights_wait_for_requests,
+        jobs.dirty_weights_are_not_generated_with,
         jobs.names_the_sample_it_refuses,
         jobs.stops_at_max_model_len,
         jobs.other_seed_other_sample,

@@ -9,7 +9,8 @@ hardly move, in fp32 and bf16. Not shown: CUDA, several nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
 
 import jobs_sync
 import pytest
@@ -32,6 +33,10 @@ CASES = {
         "llama-tied", MeshLayout(tp=2, dp=2), 2, "bfloat16", "bfloat16"
     ),
     "tp2pp2-to-tp2pp2": SyncCase("llama-tied", MeshLayout(tp=2, pp=2), ReplicaLayout(2, pp=2)),
+    "tp4-to-tp2x2-interval": SyncCase("llama-4kv", MeshLayout(tp=4), ReplicaLayout(2, tp_stride=2)),
+    "tp2pp2-to-pp2x2-interval": SyncCase(
+        "llama", MeshLayout(tp=2, pp=2), ReplicaLayout(1, pp=2, pp_stride=2)
+    ),
     "tp2dp2-to-pp2x2": SyncCase("mistral", MeshLayout(tp=2, dp=2), ReplicaLayout(1, pp=2)),
     "uneven-pp2dp2-to-tp2pp2-cast": SyncCase(
         "qwen2",
@@ -52,6 +57,7 @@ CASES = {
         rollout_dtype="bfloat16",
     ),
 }
+ODD = "model.layers.1.mlp.down_proj.weight"
 
 
 FAST = ("tp2pp2-to-tp2x2", "pp2ep2dp2-to-tp2ep-experts")
@@ -90,6 +96,94 @@ def test_every_parameter_arrives(name: str, cluster: Cluster, tiny: TinyModels) 
         assert sent == 0
     elif case.layout.pp > 1:
         assert sent > 0 and by_rank[0][0].report.messages > 3
+
+
+def everything(name: str, rank: int) -> bool:
+    """One query group a rank is stacked in the same order on both sides."""
+    return True
+
+
+def own_stage_but_qkv(name: str, rank: int) -> bool:
+    """Two query groups are interleaved in Megatron, and stacked in vLLM."""
+    ends = ("model.embed_tokens.",), ("model.norm.", "lm_head.")
+    mine = (*(f"model.layers.{layer}." for layer in ((0, 1), (2, 3))[rank]), *ends[rank])
+    return name.startswith(mine) and "qkv_proj" not in name
+
+
+def all_but_experts(name: str, rank: int) -> bool:
+    """They are packed on a CPU."""
+    return ".experts." not in name
+
+
+ALIASED: dict[str, tuple[SyncCase, Callable[[str, int], bool]]] = {
+    "tp2-to-tp2": (SyncCase("llama", MeshLayout(tp=2), 2, alias=True), everything),
+    "pp2-to-tp1x2": (SyncCase("qwen2", MeshLayout(pp=2), 1, alias=True), own_stage_but_qkv),
+    "tp2-to-tp2-bf16-tied": (
+        SyncCase("llama-tied", MeshLayout(tp=2), 2, "bfloat16", "bfloat16", alias=True),
+        everything,
+    ),
+    "tp2ep2-to-tp2-experts": (
+        SyncCase("mixtral", MeshLayout(tp=2, ep=2, sequence_parallel=True), 2, alias=True),
+        all_but_experts,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "tp2-to-tp2")) for n in ALIASED]
+)
+def test_what_a_rank_holds_already_is_a_view(name: str, cluster: Cluster, tiny: TinyModels) -> None:
+    """By address, through a training step; and nothing is generated between that and the sync."""
+    case, expected = ALIASED[name]
+    with cluster.world(range(2)) as world:
+        world.run(jobs_sync.build, tiny(case.family), case)
+        by_rank = world.run(jobs_sync.prove_syncs, read_hf_config(tiny(case.family)), 2)
+        answers = world.run(jobs_sync.recover)
+        refused = world.run(jobs_sync.generate_dirty)
+        again = world.run(jobs_sync.recover)
+    assert all("aliased to the actor's, which have changed since" in each for each in refused)
+    assert answers[0] and again[0]
+    shape = model_shape_from_hf(read_hf_config(tiny(case.family)))
+    for rank, syncs in enumerate(by_rank):
+        assert isinstance(case.rollout_tp, int)
+        sizes = vllm_parameters(shape, ReplicaLayout(case.rollout_tp).slice_of(rank))
+        for facts in syncs:
+            assert not facts.different and facts.changed, rank
+            report, itemsize = facts.report, 2 if case.rollout_dtype == "bfloat16" else 4
+            assert facts.aliased == {each for each in sizes if expected(each, rank)}
+            aliased = sum(prod(sizes[each]) for each in facts.aliased) * itemsize
+            assert report.bytes_aliased == aliased
+            rest = sum(map(prod, sizes.values())) * itemsize - aliased
+            assert report.bytes_received + report.bytes_local == rest
+            assert facts.canary.diff < case_limit(case)
+
+
+def case_limit(case: SyncCase) -> float:
+    """Nats between the two engines."""
+    return 1e-4 if case.rollout_dtype == "float32" else 0.2
+
+
+@pytest.mark.slow
+def test_what_cannot_be_recorded_goes_through_vllms_own_loader(
+    cluster: Cluster, tiny: TinyModels
+) -> None:
+    """One tensor, gathered whole on every rank; all parameters as vLLM's loaders make them."""
+    case = SyncCase("llama", MeshLayout(tp=2), 2, odd_loader=ODD, strict=False)
+    with cluster.world(range(2)) as world:
+        world.run(jobs_sync.build, tiny(case.family), case)
+        by_rank = world.run(jobs_sync.prove_syncs, read_hf_config(tiny(case.family)), 2)
+        texts = world.run(jobs_sync.plan_text)
+        for refusal in world.run(jobs_sync.strict_sync, read_hf_config(tiny(case.family))):
+            assert f"vLLM's loader of {ODD} computes before it copies" in refusal
+            assert "weight_sync.strict=false" in refusal
+    for syncs, text in zip(by_rank, texts, strict=True):
+        assert f"{ODD}: its loader computes before it copies" in text
+        for facts in syncs:
+            assert not facts.different and facts.changed
+            report = facts.report
+            assert report.bytes_indirect == 4 * 64 * 96 // 2, "the half that the rank lacks"
+            assert report.bytes_received == report.lower_bound_bytes
+            assert facts.counted_bytes == report.bytes_received + report.bytes_indirect
 
 
 SABOTAGED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from megarl.algorithms.advantages import estimator
+from megarl.config.plan import RunPlan
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
 from megarl.errors import ConfigError
 from megarl.runtime.device import on_cuda
@@ -18,6 +19,29 @@ def check_contradictions(config: Config) -> None:
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
         check_schedule(config.critic.optimizer, "critic")
+
+
+def check_alias(config: Config, plan: RunPlan) -> None:
+    """ConfigError where rollout weights could not be the actor's own, or would change in use."""
+    if not config.weight_sync.alias:
+        return
+    ours, theirs = config.actor.model.dtype, config.rollout.dtype or config.actor.model.dtype
+    if ours != theirs:
+        raise ConfigError(
+            f"weight_sync.alias is true, actor.model.dtype is {ours} and rollout.dtype {theirs}: "
+            "weights of one type are no views of the other; set rollout.dtype=null, or alias=false"
+        )
+    if plan.rollout_ranks != plan.actor.ranks:
+        raise ConfigError(
+            f"weight_sync.alias is true, the actor is on ranks {list(plan.actor.ranks)} and the "
+            f"rollout on {list(plan.rollout_ranks)}: only ranks that hold both can share memory, "
+            "and they must take turns; put both on the same ranks, or set weight_sync.alias=false"
+        )
+    if on_cuda() and not config.rollout.enforce_eager:
+        raise ConfigError(
+            "weight_sync.alias is true and rollout.enforce_eager false: CUDA graphs would keep the "
+            "memory that they were captured with; set one of them otherwise"
+        )
 
 
 def check_schedule(optimizer: OptimizerConfig, role: str) -> None:

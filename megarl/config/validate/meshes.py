@@ -11,8 +11,9 @@ from megarl.config.validate.contradictions import check_mesh_settings
 from megarl.config.validate.models import Role, RoleModel
 from megarl.errors import ConfigError
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, stage_layers
+from megarl.layout.replica import ReplicaLayout
 from megarl.layout.rules import ModelShape
-from megarl.layout.vllm_side import ReplicaLayout, vllm_parameters
+from megarl.layout.vllm_side import vllm_parameters
 from megarl.mesh.layout import MeshLayout, layout_from_config
 from megarl.runtime.device import on_cuda
 

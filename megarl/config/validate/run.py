@@ -8,7 +8,7 @@ from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.config.validate.batches import check_groups, check_lengths, check_replicas
 from megarl.config.validate.choices import check_names, check_numbers
-from megarl.config.validate.contradictions import check_contradictions, check_schedule
+from megarl.config.validate.contradictions import check_alias, check_contradictions, check_schedule
 from megarl.config.validate.engines import check_device, check_engine, check_logger
 from megarl.config.validate.files import check_data, check_folders, check_run_folder
 from megarl.config.validate.meshes import make_plan
@@ -38,6 +38,7 @@ def validate(
     plan = make_plan(config, models, world_size, purpose)
     if purpose == "train":
         check_replicas(config, plan)
+        check_alias(config, plan)
     check_lengths(config, plan)
     if files:
         if purpose != "pretrain":
