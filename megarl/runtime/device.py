@@ -31,6 +31,11 @@ def backend() -> str:
     return "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"
 
 
+def device_name() -> str:
+    """What the GPU calls itself, or cpu."""
+    return torch.cuda.get_device_name() if on_cuda() else "cpu"
+
+
 def synchronize() -> None:
     """Until the GPU has done all that was queued; a CPU has."""
     if on_cuda():

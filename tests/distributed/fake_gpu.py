@@ -140,9 +140,14 @@ class Gpu:
         digests_ptr: int = 0,
     ) -> None:
         digests = _digests(digests_ptr, len(source.table))
-        tables, types = (source.table, target.table), {"src_dtype": src_dtype}
         self.streams[queue.stream].put(
-            lambda: native.copy(*tables, dst_dtype=dst_dtype, digests=digests, **types)
+            lambda: native.copy(
+                source.table,
+                target.table,
+                src_dtype=src_dtype,
+                dst_dtype=dst_dtype,
+                digests=digests,
+            )
         )
 
     def digest(
