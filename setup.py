@@ -17,7 +17,7 @@ HEADERS = [
     str(CSRC / name)
     for name in (
         *("api.h", "box.h", "cursor.h", "deal.h", "parallel.h"),
-        *("spread.h", "table.h", "tile.h", "walk.h"),
+        *("spread.h", "stream.h", "table.h", "tile.h", "walk.h"),
     )
 ]
 
