@@ -15,7 +15,10 @@ from setuptools.command.build_ext import build_ext
 CSRC = Path("megarl_cpp/csrc")
 HEADERS = [
     str(CSRC / name)
-    for name in ("api.h", "box.h", "cursor.h", "deal.h", "parallel.h", "spread.h", "table.h")
+    for name in (
+        *("api.h", "box.h", "cursor.h", "deal.h", "parallel.h"),
+        *("spread.h", "stream.h", "table.h", "tile.h", "walk.h"),
+    )
 ]
 
 CPU = Extension(

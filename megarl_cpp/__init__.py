@@ -45,12 +45,12 @@ _CPU = {
 _CUDA = {
     "megarl_cuda_devices": [],
     "megarl_cuda_move": [
-        *(c_void_p, c_void_p, c_int64, c_int64, c_void_p),
-        *(c_int, c_int, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+        *(c_int, c_int, c_void_p, c_int, c_void_p, c_void_p),
     ],
     "megarl_cuda_digest": [
-        *(c_void_p, c_int64, c_int64, c_int, c_int),
-        *(c_void_p, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_int64, c_int64),
+        *(c_int, c_int, c_void_p, c_int, c_void_p, c_void_p),
     ],
 }
 

@@ -15,7 +15,7 @@ RUNS = {
     "pretrain": "Next-token training of the actor's model on data.train_path",
     "eval": "Greedy answers on data.eval_path, scored by the reward",
 }
-BENCHES = ("step", "reshard")
+BENCHES = ("step", "reshard", "pack")
 PLANS = ("reshard",)
 INTERRUPTED = 130
 

@@ -67,6 +67,10 @@ class OptimizerConfig:
     """Shard optimizer states over data-parallel ranks."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass goes on."""
+    optimizer_offload: bool = False
+    """Keep Adam's states and fp32 main weights in (pinned) host memory but for the updates."""
+    grad_offload: bool = False
+    """Give back the memory of the gradients but for the updates."""
 
 
 @dataclass
@@ -135,6 +139,9 @@ class RolloutConfig:
     """Tokens per engine step, per replica."""
     enforce_eager: bool = True
     """No CUDA graphs, no compilation."""
+    enable_sleep_mode: bool = False
+    """On GPUs: vLLM gives its memory back (weights and cache) between a generation and the sync
+    before the next."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Passed to vllm.LLM as they are."""
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pickle
 import socket
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class RankGroup:
     """Ranks 0..size-1 over gloo; all of them make it together, through one store."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self._kept: dict[type[Any], Any] = {}
         # torch ships no type of this class's methods.
         self._group: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
         self.hosts: tuple[str, ...] = tuple(self.all_gather(socket.gethostname()))
@@ -54,6 +58,13 @@ class RankGroup:
         self._group.allgather([blobs], [padded]).wait()
         pairs = zip(blobs, lengths, strict=True)
         return [pickle.loads(b[: int(n)].numpy().tobytes()) for b, n in pairs]
+
+    def kept(self, kind: type[T], make: Callable[[], T]) -> T:
+        """What is made once for the group, at the first call (such as a communicator)."""
+        if kind not in self._kept:
+            self._kept[kind] = make()
+        found: T = self._kept[kind]
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -63,8 +63,17 @@ class MegatronEngine:
     def weights_changed(self) -> None:
         """Tell the optimizer that parameters were written from outside (a load)."""
         if self.trainer is not None:
+            self.trainer.onload()
             self.trainer.reload_master_weights()
         self._tell_of_write()
+
+    def offload(self) -> None:
+        """Give back what only training needs, as the optimizer's settings say.
+
+        The next `train_step` takes it again.
+        """
+        if self.trainer is not None:
+            self.trainer.offload()
 
     def forward(
         self,
@@ -90,6 +99,7 @@ class MegatronEngine:
         """One optimizer step; `check` sees the reports before the step and may raise."""
         assert self.trainer is not None, f"{self.mesh.role} is not trained"
         with self.mesh.activate():
+            self.trainer.onload()
             self.trainer.zero_grad()
             reports = self._run(micro_batches, loss, False, temperature, with_entropy)
             check(reports)

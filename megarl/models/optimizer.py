@@ -18,6 +18,7 @@ from megatron.core.utils import get_model_config
 
 from megarl.config.schema import OptimizerConfig
 from megarl.mesh.role_mesh import RoleMesh
+from megarl.models.offload import Offload, gradient_tensors, optimizer_tensors
 
 
 @dataclass
@@ -103,6 +104,22 @@ class Trainer:
             wd_incr_steps=decay_steps,
             wd_incr_style="constant",
         )
+
+        parameters = [p for chunk in chunks for p in chunk.parameters()]
+        self._offload = Offload(
+            lambda: (
+                optimizer_tensors(self.optimizer, parameters) if config.optimizer_offload else ()
+            ),
+            lambda: gradient_tensors(self.chunks) if config.grad_offload else (),
+        )
+
+    def offload(self) -> int:
+        """Give back the memory that the settings name until `onload`; the bytes on this rank."""
+        return self._offload.leave()
+
+    def onload(self) -> None:
+        """Take that memory again, where it was given back: Adam's as it was, gradients 0."""
+        self._offload.come_back()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""

@@ -5,7 +5,14 @@ keeps them alive and does not write to them meanwhile. Sizes are in elements unl
 """
 
 from megarl.native.calls import available, cuda_available
-from megarl.native.cuda import cuda_copy, cuda_digest, cuda_pack, cuda_unpack
+from megarl.native.cuda import (
+    DeviceTable,
+    Queue,
+    cuda_copy,
+    cuda_digest,
+    cuda_pack,
+    cuda_unpack,
+)
 from megarl.native.planner import plan, plan_totals
 from megarl.native.regions import copy, digest, pack, unpack
 from megarl.native.table import ITEM_BYTES, DType, Region, RegionTable
@@ -13,6 +20,8 @@ from megarl.native.table import ITEM_BYTES, DType, Region, RegionTable
 __all__ = [
     "ITEM_BYTES",
     "DType",
+    "DeviceTable",
+    "Queue",
     "Region",
     "RegionTable",
     "available",

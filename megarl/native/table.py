@@ -33,6 +33,9 @@ CODES: Mapping[DType, int] = {
     "raw8": megarl_cpp.BITS64,
 }
 
+MAX_ROWS_NUMEL = 1 << 32
+"""The GPU kernels count the elements of a region of several rows in 32 bits."""
+
 
 class Region(NamedTuple):
     """One strided box of a buffer; a plain tuple of these six serves as well."""
@@ -68,7 +71,7 @@ class RegionTable:
         self.rows: NDArray[np.int64] = np.array(rows, dtype=np.int64).reshape(
             -1, megarl_cpp.REGION_COLUMNS
         )
-        """[number of regions, 13]; upload as it is for the CUDA calls."""
+        """[number of regions, 13]."""
         self.numels: NDArray[np.int64] = self.rows[:, 3:7].prod(axis=1)
         self.num_tiles = tile
         self.flat_numel = int((self.rows[:, 11] + self.numels).max(initial=0))
@@ -85,6 +88,23 @@ class RegionTable:
         return len(self.rows) == 1 and bool(
             (self.rows[0, 3:6] == 1).all() and (self.rows[0, 10] == 1 or self.rows[0, 6] == 1)
         )
+
+    def for_device(self) -> NDArray[np.int64]:
+        """What the CUDA calls read, to be uploaded: all rows, then each tile's region, int64 1-D.
+
+        Raises ValueError for a region of several rows with 2^32 elements or more.
+        """
+        too_large = np.flatnonzero(
+            (self.numels >= MAX_ROWS_NUMEL) & (self.rows[:, 3:6] != 1).any(axis=1)
+        )
+        if len(too_large):
+            i = int(too_large[0])
+            raise ValueError(
+                f"region {i} has {self.numels[i]} elements in rows: the GPU kernels take less than "
+                f"{MAX_ROWS_NUMEL} where there are gaps; cut it"
+            )
+        tiles = np.diff(self.rows[:, 12], append=self.num_tiles)
+        return np.concatenate([self.rows.reshape(-1), np.repeat(np.arange(len(self)), tiles)])
 
     def check_flat(self, flat_bytes: int, dtype: DType, *, exclusive: bool) -> None:
         """Raise ValueError unless the regions fit into the contiguous buffer.

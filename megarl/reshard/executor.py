@@ -1,29 +1,33 @@
 """Carries out one rank's part of a plan: copies what is here, packs | wires | unpacks the rest.
 
 Rounds go through two send and two receive buffers of fixed size; large regions without gaps go
-straight from and to the parameters. While round i is on the wire, a thread unpacks round i - 1 and
-packs round i + 1. A digest of every region, taken from the source while it is packed, travels
-beside the round; the destination's is taken, and compared, when everything has been written.
+straight from and to the parameters. While round i is on the wire, round i - 1 is unpacked and round
+i + 1 packed: by a thread on a CPU, on a stream on a GPU (`Mover` and `Wire` know which). A digest
+of every region, taken from the source while it is packed, travels beside the round; the
+destination's is taken, and compared, when everything has been written.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from megarl.errors import VerificationError
 from megarl.layout import Plan, Transfer
 from megarl.mesh.group import RankGroup
+from megarl.reshard.mover import HostMover, Mover
+from megarl.reshard.mover_cuda import CudaMover
 from megarl.reshard.regions import RegionSet, copy_regions
 from megarl.reshard.rounds import ALONE_ELEMENTS, Message, Vector, make_rounds
-from megarl.reshard.transport import Wait, receive, send, wait_all
-from megarl.runtime.device import threads_per_process
+from megarl.reshard.transport import GlooWire, Parcel, Wire
+from megarl.reshard.transport_nccl import NcclWire
+from megarl.runtime.device import device, threads_per_process
 
 DATA_TAG, DIGEST_TAG = 71, 72
 NUM_BUFFERS = 4
@@ -64,6 +68,8 @@ class _Lane:
     start: int
     """Elements."""
     direct: Tensor | None
+    digests: slice
+    """Where its digests are kept."""
 
     @property
     def buffered(self) -> int:
@@ -77,14 +83,22 @@ class _Lane:
         return buffer[self.start : self.start + self.regions.numel]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Step:
-    """One round's lanes, and the digests that belong to them while it is under way."""
+    """One round's lanes."""
 
     sends: tuple[_Lane, ...]
     receives: tuple[_Lane, ...]
-    sent_digests: Sequence[Vector] = ()
-    expected: Sequence[Vector] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """What is copied here, as a lane between this rank and itself."""
+
+    message: Message
+    source: RegionSet
+    target: RegionSet
+    digests: slice
 
 
 class Resharder:
@@ -113,16 +127,18 @@ class Resharder:
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         """
-        self._group, self.plan, self._wire = group, plan, wire_dtype
-        self._threads, rank = threads_per_process(), group.rank
+        self._group, self.plan, self._dtype = group, plan, wire_dtype
+        self._overlap, rank = overlap, group.rank
         self._sources, self._destinations = sources, destinations
+        self._mover, self._wire = _parts(group)
         capacity = buffer_bytes // NUM_BUFFERS // wire_dtype.itemsize
+        self._counts = {"src": 0, "dst": 0}
         self._steps = [
             _Step(self._lanes(each.sends, "src"), self._lanes(each.receives, "dst"))
             for each in make_rounds(plan, rank, capacity, self._agree, alone_elements)
         ]
         self._local = [
-            self._lane_pair(
+            self._local_of(
                 [t for t in plan.local(rank) if t.relay == relay and t.dst_buffer not in in_place]
             )
             for relay in (False, True)
@@ -130,14 +146,15 @@ class Resharder:
         self._aliased = sum(destinations[name].nbytes for name in in_place)
         self._out = self._make_buffers([step.sends for step in self._steps])
         self._into = self._make_buffers([step.receives for step in self._steps])
-        self._worker = ThreadPoolExecutor(1, "megarl-reshard") if overlap else None
+        self._sent = self._empty(self._counts["src"], torch.int64)
+        # What each region's digest should be, and what it is.
+        self._expected, self._found = self._empty(2 * self._counts["dst"], torch.int64).chunk(2)
         nodes = group.node_of
         itemsize = wire_dtype.itemsize
         self._far = sum(
             t.box.numel * itemsize for t in plan.receives(rank) if nodes[t.src] != nodes[rank]
         )
         self._bound = dict(plan.lower_bounds).get(rank, 0) * itemsize
-        self._local_digests = [np.zeros(0, np.int64)] * 2
 
     def run(self, verify: bool = True) -> SyncReport:
         """Move everything once; all ranks of the plan call it together.
@@ -147,31 +164,31 @@ class Resharder:
         Raises PeerError where a peer vanished, or took longer than the group's time-out.
         """
         start = time.perf_counter()
-        if self._worker is None:
-            self._run_in_sequence(verify)
-        else:
-            self._run_overlapped(self._worker, verify)
+        with self._wire.moving():
+            if self._overlap:
+                self._run_overlapped(verify)
+            else:
+                self._run_in_sequence(verify)
+            if verify:
+                self._digest_all()
+        self._wire.finish()
         if verify:
-            self._verify()
+            self._compare()
         return self._report(time.perf_counter() - start, verify)
 
     def _run_in_sequence(self, verify: bool) -> None:
         self._copy(0, verify)
         for index in range(len(self._steps)):
             self._pack(index, verify)
-            wait_all(self._start(index, verify))
+            self._wire.wait(self._start(index, verify))
             self._unpack(index)
         self._copy(1, verify)
 
-    def _run_overlapped(self, worker: ThreadPoolExecutor, verify: bool) -> None:
+    def _run_overlapped(self, verify: bool) -> None:
         self._pack(0, verify)
         for index in range(len(self._steps)):
-            on_the_wire = self._start(index, verify)
-            beside = worker.submit(self._beside_the_wire, index, verify)
-            try:
-                wait_all(on_the_wire)
-            finally:
-                beside.result()
+            exchange = self._start(index, verify)
+            self._wire.beside(exchange, partial(self._beside_the_wire, index, verify))
         self._unpack(len(self._steps) - 1)
         self._copy(1, verify)
 
@@ -184,90 +201,103 @@ class Resharder:
     def _pack(self, index: int, verify: bool) -> None:
         if not 0 <= index < len(self._steps):
             return
-        step, buffer = self._steps[index], self._out[index % 2]
-        step.sent_digests = [self._pack_lane(lane, buffer, verify) for lane in step.sends]
+        buffer = self._out[index % 2]
+        for lane in self._steps[index].sends:
+            digests = self._sent[lane.digests] if verify else None
+            if lane.direct is None:
+                lane.regions.pack(lane.of(buffer), digests)
+            elif digests is not None:
+                lane.regions.digest(self._dtype, digests)
 
-    def _pack_lane(self, lane: _Lane, buffer: Tensor, verify: bool) -> Vector:
-        if lane.direct is None:
-            return lane.regions.pack(lane.of(buffer), verify)
-        return lane.regions.digest(self._wire) if verify else np.zeros(1, np.int64)
+    def _start(self, index: int, verify: bool) -> Any:
+        """Put a round on the wire: every message, and its digests behind it."""
+        step = self._steps[index]
 
-    def _start(self, index: int, verify: bool) -> list[Wait]:
-        """Put a round on the wire; receives are posted first."""
-        step, group = self._steps[index], self._group
-        what = f"weight sync, round {index + 1} of {len(self._steps)}"
-        out, into = self._out[index % 2], self._into[index % 2]
-        waits = [
-            receive(group, lane.of(into), lane.message.peer, DATA_TAG, what)
-            for lane in step.receives
-        ]
-        if verify:
-            step.expected = [
-                np.empty(len(lane.message.transfers), np.int64) for lane in step.receives
-            ]
-            waits += [
-                receive(group, torch.from_numpy(digest), lane.message.peer, DIGEST_TAG, what)
-                for lane, digest in zip(step.receives, step.expected, strict=True)
-            ]
-        for lane, digest in zip(step.sends, step.sent_digests, strict=True):
-            waits.append(send(group, lane.of(out), lane.message.peer, DATA_TAG, what))
-            if verify:
-                checks = torch.from_numpy(digest)
-                waits.append(send(group, checks, lane.message.peer, DIGEST_TAG, what))
-        return waits
+        def parcels(lanes: Sequence[_Lane], buffer: Tensor, digests: Tensor) -> list[Parcel]:
+            found = []
+            for lane in lanes:
+                found.append(Parcel(lane.of(buffer), lane.message.peer, DATA_TAG))
+                if verify:
+                    found.append(Parcel(digests[lane.digests], lane.message.peer, DIGEST_TAG))
+            return found
+
+        return self._wire.start(
+            parcels(step.receives, self._into[index % 2], self._expected),
+            parcels(step.sends, self._out[index % 2], self._sent),
+            f"weight sync, round {index + 1} of {len(self._steps)}",
+        )
 
     def _unpack(self, index: int) -> None:
         if not 0 <= index < len(self._steps):
             return
-        step, buffer = self._steps[index], self._into[index % 2]
-        for lane in step.receives:
+        buffer = self._into[index % 2]
+        for lane in self._steps[index].receives:
             if lane.direct is None:
                 lane.regions.unpack(lane.of(buffer))
 
     def _copy(self, which: int, verify: bool) -> None:
         """Local regions: from the sources, or (which = 1) between destinations, at the end."""
-        source, target, _ = self._local[which]
-        self._local_digests[which] = copy_regions(source, target, self._wire, verify)
+        local = self._local[which]
+        digests = self._expected[local.digests] if verify else None
+        copy_regions(local.source, local.target, self._dtype, digests)
 
-    def _verify(self) -> None:
-        """Every region as it is now that all are written, against what its source was."""
-        checks = [
-            (lane.regions, expected, lane.message)
-            for step in self._steps
-            for lane, expected in zip(step.receives, step.expected, strict=True)
-        ]
-        for (_, target, message), digests in zip(self._local, self._local_digests, strict=True):
-            checks.append((target, digests, message))
-        for regions, expected, message in checks:
-            wrong = np.nonzero(regions.digest(self._wire) != expected)[0]
-            if len(wrong):
-                transfer = message.transfers[int(wrong[0])]
+    def _arrived(self) -> Iterator[tuple[Message, RegionSet, slice]]:
+        """What is written here, with the place of its digests."""
+        for step in self._steps:
+            for lane in step.receives:
+                yield lane.message, lane.regions, lane.digests
+        for local in self._local:
+            yield local.message, local.target, local.digests
+
+    def _digest_all(self) -> None:
+        """Every region as it is now that all are written."""
+        for _, regions, digests in self._arrived():
+            regions.digest(self._dtype, self._found[digests])
+
+    def _compare(self) -> None:
+        """Every region against what its source was; the digests leave the device once."""
+        differs = (self._found != self._expected).cpu()
+        for message, _, digests in self._arrived():
+            wrong = differs[digests].nonzero().flatten().tolist()
+            if wrong:
+                transfer = message.transfers[wrong[0]]
                 raise VerificationError(
                     f"weight sync: {transfer.tensor} {transfer.box} did not arrive: rank "
                     f"{message.peer} sent another content than rank {self._group.rank} holds "
-                    f"in {transfer.dst_buffer} ({len(wrong)} of {len(expected)} regions of this "
-                    "message differ)"
+                    f"in {transfer.dst_buffer} ({len(wrong)} of {len(message.transfers)} regions "
+                    "of this message differ)"
                 )
 
     def _lanes(self, messages: Sequence[Message], side: str) -> tuple[_Lane, ...]:
         lanes, start = [], 0
         for message in messages:
             regions = self._regions(message.transfers, side)
-            lanes.append(_Lane(message, regions, start, regions.direct(self._wire)))
+            direct = regions.direct(self._dtype)
+            lanes.append(_Lane(message, regions, start, direct, self._take(message, side)))
             start += lanes[-1].buffered
         return tuple(lanes)
 
-    def _regions(self, transfers: Sequence[Transfer], side: str) -> RegionSet:
-        return RegionSet(transfers, self._sources, self._destinations, side, self._threads)
-
-    def _lane_pair(self, transfers: Sequence[Transfer]) -> tuple[RegionSet, RegionSet, Message]:
+    def _local_of(self, transfers: Sequence[Transfer]) -> _Local:
         message = Message(self._group.rank, tuple(transfers))
-        return self._regions(transfers, "src"), self._regions(transfers, "dst"), message
+        source, target = self._regions(transfers, "src"), self._regions(transfers, "dst")
+        return _Local(message, source, target, self._take(message, "dst"))
+
+    def _regions(self, transfers: Sequence[Transfer], side: str) -> RegionSet:
+        return RegionSet(transfers, self._sources, self._destinations, side, self._mover)
+
+    def _take(self, message: Message, side: str) -> slice:
+        """Room for a message's digests."""
+        start = self._counts[side]
+        self._counts[side] += len(message.transfers)
+        return slice(start, self._counts[side])
 
     def _make_buffers(self, rounds: Sequence[tuple[_Lane, ...]]) -> tuple[Tensor, ...]:
         """Two buffers, no larger than the largest round needs."""
         needed = max((sum(lane.buffered for lane in lanes) for lanes in rounds), default=0)
-        return tuple(torch.empty(needed, dtype=self._wire) for _ in range(2))
+        return tuple(self._empty(needed, self._dtype) for _ in range(2))
+
+    def _empty(self, numel: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(numel, dtype=dtype, device=self._mover.device)
 
     def _agree(self, vector: Vector, *, largest: bool) -> Vector:
         op = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.MIN
@@ -276,20 +306,27 @@ class Resharder:
     def _report(self, seconds: float, verify: bool) -> SyncReport:
         sends = [lane for step in self._steps for lane in step.sends]
         receives = [lane for step in self._steps for lane in step.receives]
-        itemsize = self._wire.itemsize
-        local = [message for _, _, message in self._local]
-        arrived = [lane.message for lane in receives] + local
+        itemsize = self._dtype.itemsize
+        local = sum(each.message.numel for each in self._local)
         return SyncReport(
             seconds=seconds,
             bytes_received=sum(lane.regions.numel for lane in receives) * itemsize,
             bytes_sent=sum(lane.regions.numel for lane in sends) * itemsize,
-            bytes_local=sum(message.numel for message in local) * itemsize,
+            bytes_local=local * itemsize,
             bytes_from_other_nodes=self._far,
             bytes_buffered=sum(lane.buffered for lane in (*sends, *receives)) * itemsize,
             lower_bound_bytes=self._bound,
             messages=len(sends),
             rounds=len(self._steps),
             bytes_aliased=self._aliased,
-            regions_verified=sum(len(m.transfers) for m in arrived) if verify else 0,
+            regions_verified=self._counts["dst"] if verify else 0,
             buffer_bytes=sum(buffer.nbytes for buffer in (*self._out, *self._into)),
         )
+
+
+def _parts(group: RankGroup) -> tuple[Mover, Wire]:
+    """What moves regions and carries messages where this process computes."""
+    here = device()
+    if here.type == "cpu":
+        return HostMover(threads_per_process()), GlooWire(group)
+    return CudaMover(here), NcclWire(group, here)

@@ -17,6 +17,7 @@ from megarl.layout import Placement, Plan, file_placement, hf_tensors
 from megarl.layout.rules import ModelShape
 from megarl.mesh.group import RankGroup
 from megarl.reshard.executor import Resharder
+from megarl.runtime.device import device
 
 Load = Callable[[str, Tensor], None]
 """An engine's own loader of one full tensor, by its Hugging Face name."""
@@ -62,7 +63,8 @@ class IndirectLoads:
         Raises what `Resharder.run` raises.
         """
         largest = max((prod(shape) for shape in self._shapes.values()), default=0)
-        scratch = torch.empty(largest if self._load else 0, dtype=self._wire)
+        numel = largest if self._load else 0
+        scratch = torch.empty(numel, dtype=self._wire, device=device())
         received = 0
         for name, plan in self._plans.items():
             shape = self._shapes[name]

@@ -1,9 +1,16 @@
-"""Messages between two ranks over a group of ranks, and waiting for them by name."""
+"""Messages of one round between ranks, and what is done beside them.
+
+`Wire` is what the executor asks for. `GlooWire` carries host memory over a group of ranks, and
+works beside it on a thread; `transport_nccl.py` carries GPU memory, and works beside on a stream.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +21,41 @@ from megarl.mesh.group import RankGroup
 
 
 @dataclass(frozen=True, slots=True)
+class Parcel:
+    """A contiguous tensor that goes to a peer or comes from it; it stays as it is meanwhile.
+
+    Both ends list their parcels in the same order.
+    """
+
+    tensor: Tensor
+    peer: int
+    tag: int
+
+
+class Wire(Protocol):
+    """Carries rounds, one after the other; `work` is what moves regions."""
+
+    def moving(self) -> AbstractContextManager[Any]:
+        """Around a whole sync: what is moved inside comes after what was done before."""
+
+    def start(self, receives: Sequence[Parcel], sends: Sequence[Parcel], what: str) -> Any:
+        """Put a round on the wire, behind all that was moved so far; `what` names it in errors."""
+
+    def wait(self, exchange: Any) -> None:
+        """What is moved from here on comes after that round."""
+
+    def beside(self, exchange: Any, work: Callable[[], None]) -> None:
+        """Work while a round is on the wire, then `wait` for it."""
+
+    def finish(self) -> None:
+        """Until everything has happened.
+
+        Here or in `wait`: PeerError, saying who waited for whom, for a peer that did not answer
+        within the group's time-out.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """One message under way."""
 
@@ -21,6 +63,38 @@ class Wait:
     rank: int
     peer: int
     what: str
+
+
+class GlooWire:
+    """See Wire."""
+
+    def __init__(self, group: RankGroup) -> None:
+        self._group = group
+        self._worker = ThreadPoolExecutor(1, "megarl-reshard")
+
+    def moving(self) -> AbstractContextManager[Any]:
+        """See Wire."""
+        return nullcontext()
+
+    def start(self, receives: Sequence[Parcel], sends: Sequence[Parcel], what: str) -> list[Wait]:
+        """See Wire; receives are posted first."""
+        waits = [receive(self._group, p.tensor, p.peer, p.tag, what) for p in receives]
+        return waits + [send(self._group, p.tensor, p.peer, p.tag, what) for p in sends]
+
+    def wait(self, exchange: Sequence[Wait]) -> None:
+        """See Wire."""
+        wait_all(exchange)
+
+    def beside(self, exchange: Sequence[Wait], work: Callable[[], None]) -> None:
+        """See Wire."""
+        done = self._worker.submit(work)
+        try:
+            wait_all(exchange)
+        finally:
+            done.result()
+
+    def finish(self) -> None:
+        """See Wire."""
 
 
 def send(group: RankGroup, tensor: Tensor, peer: int, tag: int, what: str) -> Wait:

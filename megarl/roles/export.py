@@ -18,6 +18,7 @@ from megarl.models.engine import layernorm_names
 from megarl.reshard.executor import Resharder
 from megarl.reshard.placements import actor_placements
 from megarl.roles.megatron_role import MegatronRole
+from megarl.runtime.device import device
 from megarl.weights.folder import FolderWriter, shard_tensors
 
 MAX_SHARD_BYTES = 4 << 30
@@ -52,12 +53,14 @@ def export_hf(
             wanted = tuple(piece for piece in whole if piece.tensor in shard)
             plan = native.plan(sources, {writer_rank: wanted}, rank=universe.rank)
             names = shard.items() if writing else ()
-            buffers = {name: torch.empty(size, dtype=dtype) for name, size in names}
+            buffers = {
+                name: torch.empty(size, dtype=dtype, device=device()) for name, size in names
+            }
             Resharder(
                 universe, plan, live, buffers, wire_dtype=dtype, buffer_bytes=BUFFER_BYTES
             ).run(verify=True)
             if writer is not None:
-                writer.write(buffers)
+                writer.write({name: tensor.cpu() for name, tensor in buffers.items()})
         if writer is not None:
             writer.finish(dtype)
     universe.barrier()

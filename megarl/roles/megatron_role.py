@@ -136,6 +136,11 @@ class MegatronRole:
             dist.broadcast(tensor, src=self._mesh.owner_rank, group=self._mesh.slice_group)
         return tensor
 
+    def offload(self) -> None:
+        """Give back memory that only an update needs; the next one takes it again."""
+        if self._engine is not None:
+            self._engine.offload()
+
     def score(self, batch: RoleBatch | None, loss: Loss, key: str, **options: Any) -> Tensor | None:
         """Forward all rows; fp32 [n, R] of what the loss reports as `key`, on owners only."""
         if batch is None:

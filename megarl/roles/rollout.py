@@ -54,6 +54,11 @@ class RolloutRole:
         """Owner of each row after generation."""
         return RowMap(tuple(self.lead_of(group) for group in groups))
 
+    def sleep(self) -> None:
+        """Nothing is generated before the next weight sync: engines may give their memory back."""
+        if self.here:
+            self.engine.sleep()
+
     def generate(
         self,
         requests: Sequence[RolloutRequest],

@@ -86,6 +86,14 @@ class RolloutEngine(Protocol):
         """Load one full tensor by the engine's own loader, while a write is open."""
         ...
 
+    def sleep(self) -> None:
+        """Give memory back until the next write opens, where the engine can and was told to.
+
+        Weights are forgotten: only `begin_load` may follow. Raises RunError while requests are in
+        flight.
+        """
+        ...
+
     def commit(self, version: int) -> None:
         """Close the write: re-process what the engine packs, drop every cached prefix."""
         ...

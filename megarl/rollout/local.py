@@ -123,6 +123,10 @@ class LocalEngine(ABC):
         """See RolloutEngine: there are no loaders, so nothing asks for one."""
         raise RunError(f"rollout: this engine has no loader for {name}")
 
+    def sleep(self) -> None:
+        """See RolloutEngine: it gives nothing back."""
+        self._check_idle()
+
     def commit(self, version: int) -> None:
         """See RolloutEngine."""
         self._writing = self._dirty = False

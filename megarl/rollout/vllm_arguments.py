@@ -10,8 +10,8 @@ SET_HERE = frozenset({
     "model", "tokenizer", "skip_tokenizer_init", "load_format", "dtype", "tensor_parallel_size",
     "pipeline_parallel_size", "enable_expert_parallel", "distributed_executor_backend",
     "max_model_len", "max_num_seqs",
-    "max_num_batched_tokens", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes",
-    "logprobs_mode", "disable_log_stats", "seed",
+    "max_num_batched_tokens", "enforce_eager", "enable_sleep_mode",
+    "gpu_memory_utilization", "kv_cache_memory_bytes", "logprobs_mode", "disable_log_stats", "seed",
 })  # fmt: skip
 """What the engine sets itself, from settings of the run or because the weight sync needs it."""
 

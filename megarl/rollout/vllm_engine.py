@@ -19,6 +19,7 @@ from megarl.rollout.vllm_cpu import keep_linear_weights, map_experts
 from megarl.rollout.vllm_groups import grouped_as
 from megarl.rollout.vllm_pipeline import prepare_stage
 from megarl.rollout.vllm_record import record_loaders
+from megarl.rollout.vllm_sleep import SleepMode
 from megarl.rollout.vllm_weights import LiveWeights
 from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import pool_rank_and_local_rank, set_variables
@@ -45,6 +46,7 @@ class VllmSettings:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     enforce_eager: bool = True
+    enable_sleep_mode: bool = False
     seed: int = 0
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ class VllmEngine:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=max(settings.max_num_batched_tokens, settings.max_model_len),
             enforce_eager=settings.enforce_eager,
+            enable_sleep_mode=settings.enable_sleep_mode,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
@@ -81,6 +84,7 @@ class VllmEngine:
             self._llm = LLM(**own, **settings.engine_args)
         torch.set_rng_state(torch_rng)  # vLLM seeds the global generator while it starts
         self._engine = self._llm.llm_engine
+        self._sleep = SleepMode(self._llm, settings.enable_sleep_mode)
         runner = self._engine.model_executor.driver_worker.worker.model_runner
         prepare_stage(runner)
         self._model = runner.model
@@ -99,7 +103,7 @@ class VllmEngine:
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
     ) -> None:
         """See RolloutEngine."""
-        if self._writing or self._dirty or self.weight_version < 0:
+        if self._writing or self._dirty or self._sleep.asleep or self.weight_version < 0:
             raise RunError(NOT_COMMITTED)
         self._open_inbox = True
         if self._is_lead:
@@ -130,6 +134,7 @@ class VllmEngine:
     def begin_load(self) -> Mapping[str, Tensor]:
         """See RolloutEngine."""
         self._check_idle()
+        self._sleep.wake("weights")
         self._writing = True
         return self._weights.open()
 
@@ -150,9 +155,15 @@ class VllmEngine:
         """See RolloutEngine."""
         self._model.load_weights([(name, tensor)])
 
+    def sleep(self) -> None:
+        """See RolloutEngine."""
+        self._check_idle()
+        self._sleep.begin()
+
     def commit(self, version: int) -> None:
         """See RolloutEngine; raises VerificationError where something of old weights is left."""
         self._weights.close()
+        self._sleep.wake("kv_cache")
         self.reset_prefix_cache()
         self._check_prefix_cache()
         self._writing = self._dirty = False

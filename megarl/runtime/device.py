@@ -31,6 +31,23 @@ def backend() -> str:
     return "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"
 
 
+def device_name() -> str:
+    """What the GPU calls itself, or cpu."""
+    return torch.cuda.get_device_name() if on_cuda() else "cpu"
+
+
+def synchronize() -> None:
+    """Until the GPU has done all that was queued; a CPU has."""
+    if on_cuda():
+        torch.cuda.synchronize()
+
+
+def release_freed_memory() -> None:
+    """Let others in and beside this process have the GPU memory that torch keeps for reuse."""
+    if on_cuda():
+        torch.cuda.empty_cache()
+
+
 def peak_memory_bytes() -> int:
     """Largest memory in use so far: allocated GPU bytes, or resident host bytes on CPU."""
     if on_cuda():

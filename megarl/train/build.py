@@ -120,6 +120,7 @@ class Builder:
                     max_num_seqs=rollout.max_num_seqs,
                     max_num_batched_tokens=rollout.max_num_batched_tokens,
                     enforce_eager=rollout.enforce_eager,
+                    enable_sleep_mode=rollout.enable_sleep_mode,
                     seed=config.run.seed,
                     engine_args=dict(rollout.engine_args),
                 ),
@@ -163,6 +164,9 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     parts = learner_parts(
         builder, control, epochs * -(-batch // config.algorithm.global_batch_size)
     )
+    for role in (parts["actor"], parts["critic"]):
+        if role is not None:  # before vLLM looks how much memory there is
+            role.offload()
     scorer = builder.scorer(control)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     rollout = builder.rollout(tokenizer, plan.actor.path)

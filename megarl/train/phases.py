@@ -77,7 +77,9 @@ def generate(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:
         for index in range(count)
     ]
     with run.verb("generate"):
-        return run.rollout.generate(requests, run.sampling)
+        rollouts = run.rollout.generate(requests, run.sampling)
+        run.rollout.sleep()
+    return rollouts
 
 
 def score(run: Run, rollouts: list[Rollout]) -> ScoredStep:
@@ -177,10 +179,12 @@ def update(run: Learner, batch: AdvantageStep) -> dict[str, float]:
                 epochs=algorithm.ppo_epochs,
                 seed=seed,
             )
+            run.critic.offload()
             metrics |= _reduced(run, result, run.critic, ValueStats, "critic/vf_loss", "critic")
     if run.step >= algorithm.critic_warmup:
         with run.verb("update_actor"):
             result = _update_actor(run, batch, seed)
+            run.actor.offload()
             metrics |= _reduced(run, result, run.actor, PolicyStats, "actor/pg_loss", "actor")
             if result is not None and scored.old_logprobs is None:
                 scored.old_logprobs = result.logprobs

@@ -5,6 +5,7 @@
 
 #include "cursor.h"
 #include "parallel.h"
+#include "stream.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MEGARL_CLONES __attribute__((target_clones("avx2", "default")))
@@ -27,6 +28,12 @@ void move_run(const char* from, int64_t from_stride, char* to, int64_t to_stride
   const T* x = reinterpret_cast<const T*>(from);
   T* y = reinterpret_cast<T*>(to);
   for (int64_t i = 0; i < n; ++i) y[i * to_stride] = x[i * from_stride];
+}
+
+template <class T>
+void stream_run(const char* from, int64_t from_stride, char* to, int64_t to_stride, int64_t n) {
+  if (from_stride != 1 || to_stride != 1) return move_run<T>(from, from_stride, to, to_stride, n);
+  stream_copy(to, from, n * sizeof(T));
 }
 
 MEGARL_CLONES void narrow(const uint32_t* x, uint16_t* y, int64_t n) {
@@ -116,15 +123,16 @@ uint64_t sum_run(const char* from, int64_t stride, int64_t n, uint64_t i) {
   return total;
 }
 
-CopyRun copy_kernel(int src, int dst) {
+// stream: past the caches. Casts gain nothing by it: they are bound by the arithmetic.
+CopyRun copy_kernel(int src, int dst, bool stream) {
   if (src == kFloat32 && dst == kBFloat16) return narrow_run;
   if (src == kBFloat16 && dst == kFloat32) return widen_run;
   if (src != dst) return nullptr;
   switch (item_size(src)) {
-    case 1: return move_run<uint8_t>;
-    case 2: return move_run<uint16_t>;
-    case 4: return move_run<uint32_t>;
-    case 8: return move_run<uint64_t>;
+    case 1: return stream ? stream_run<uint8_t> : move_run<uint8_t>;
+    case 2: return stream ? stream_run<uint16_t> : move_run<uint16_t>;
+    case 4: return stream ? stream_run<uint32_t> : move_run<uint32_t>;
+    case 8: return stream ? stream_run<uint64_t> : move_run<uint64_t>;
     default: return nullptr;
   }
 }
@@ -164,6 +172,7 @@ uint64_t copy_part(const Region& from, int64_t from_size, const Region& to, int6
     b.advance(n);
     begin += n;
   }
+  stream_fence();
   return sum;
 }
 
@@ -176,9 +185,8 @@ enum class Flat { kNone, kSource, kDestination };
 Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t flat_bytes,
             Flat which, int src_dtype, int dst_dtype, uint64_t* digests, int threads,
             int64_t* bad) {
-  const CopyRun kernel = copy_kernel(src_dtype, dst_dtype);
   const DigestRun digest = digests == nullptr ? nullptr : digest_kernel(src_dtype, dst_dtype);
-  if (kernel == nullptr) return kUnsupported;
+  if (copy_kernel(src_dtype, dst_dtype, false) == nullptr) return kUnsupported;
   const int64_t from_size = item_size(src_dtype), to_size = item_size(dst_dtype);
   const int64_t flat_numel = flat_bytes / (which == Flat::kSource ? from_size : to_size);
   const Region* leading = which == Flat::kSource ? dst : src;
@@ -189,6 +197,9 @@ Status move(const Region* src, const Region* dst, int64_t n, void* flat, int64_t
       if (src[i].numel() != dst[i].numel()) return *bad = i, kMismatch;
     }
   }
+  int64_t written = 0;
+  for (int64_t i = 0; i < n; ++i) written += leading[i].numel() * to_size;
+  const CopyRun kernel = copy_kernel(src_dtype, dst_dtype, written >= kStreamBytes);
   if (digests != nullptr) std::memset(digests, 0, n * sizeof(uint64_t));
   for_elements(leading, n, threads, [&](int64_t i, int64_t begin, int64_t end) {
     const Region a = which == Flat::kSource ? flat_region(dst[i], flat, flat_numel) : src[i];

@@ -23,7 +23,7 @@ struct Region {
   int64_t shape[kDims];
   int64_t stride[kDims];
   int64_t flat;        // position of the region in the contiguous buffer
-  int64_t first_tile;  // tiles of all regions before this one
+  int64_t first_tile;  // CUDA tiles of all regions before this one
 
   MEGARL_HD int64_t numel() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
 };

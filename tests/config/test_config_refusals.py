@@ -330,6 +330,9 @@ def test_a_sliding_window_shorter_than_a_sample(own: Path) -> None:
 def test_engines_that_cannot_do_it(own: Path) -> None:
     two = "rollout.tensor_parallel_size=2"
     refused(["tensor_parallel_size is 2", "transformers"], own, "rollout.engine=transformers", two)
+    sleeping = ["rollout.enable_sleep_mode is true", "CPUs", "set it to false"]
+    if not torch.cuda.is_available():
+        refused(sleeping, own, "rollout.enable_sleep_mode=true")
     scripted = ["rollout.engine=scripted", f"rollout.engine_args.script={own / 'script.jsonl'}"]
     refused(["rollout.engine_args.script", "jsonl"], own, *scripted)
     (own / "script.jsonl").write_text("")
@@ -363,3 +366,11 @@ def test_packages_that_are_missing(
         "importlib.util.find_spec", lambda name, *a: None if name == package else found(name, *a)
     )
     refused([key, "not installed"], own)
+
+
+def test_a_gpu_without_its_kernels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megarl.config.validate.engines.on_cuda", lambda: True)
+    monkeypatch.setattr("megarl.native.cuda_available", lambda: False)
+    refused(["computes on CUDA", "built without its CUDA part", "make build"], made, files=False)
+    monkeypatch.setattr("megarl.native.cuda_available", lambda: True)
+    check(made, files=False)

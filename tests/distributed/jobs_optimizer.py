@@ -1,7 +1,8 @@
-"""Jobs of tests/models/test_optimizer.py: small steps in bf16, and rates that change."""
+"""Jobs about the optimizer: small steps in bf16, rates that change, memory that leaves."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from worker import Rank
 from megarl.config.schema import OptimizerConfig
 from megarl.mesh.layout import MeshLayout
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
+from megarl.models.offload import gradient_tensors, optimizer_tensors
 
 
 def small_steps(
@@ -20,19 +22,73 @@ def small_steps(
     """bf16 weights before and after, by the planner's names, and the rate of each step."""
     actor = make_actor(rank, path, layout, dtype="bfloat16", optimizer=optimizer)
     before = {name: p.detach().clone() for name, p in actor.engine.parameters().items()}
+    micro = _micro_batches(rank, layout)
+    rates = []
+    for _ in range(steps):
+        _, step = actor.engine.train_step(micro, _loss, lambda reports: None)
+        rates.append(step.lr)
+    after = {name: p.detach().clone() for name, p in actor.engine.parameters().items()}
+    return before, after, rates
+
+
+@dataclass(frozen=True)
+class OffloadFacts:
+    """What one rank saw of steps with the memory away between them."""
+
+    tensors: dict[str, Tensor]
+    """Weights, main weights and Adam's states at the end."""
+    freed: list[int]
+    """Bytes given back before the first step and after each."""
+    left_empty: list[bool]
+    """Whether each time all that was named had no memory."""
+    parameters_stay: bool
+    elements: int
+    """Of the model on this rank."""
+
+
+def offloaded_steps(
+    rank: Rank,
+    path: str,
+    layout: MeshLayout,
+    dtype: str,
+    steps: int,
+    optimizer: OptimizerConfig,
+) -> OffloadFacts:
+    """Steps with `offload` before, between and after; the end state, read once it is back."""
+    actor = make_actor(rank, path, layout, dtype=dtype, optimizer=optimizer)
+    engine, trainer = actor.engine, actor.engine.trainer
+    parameters = list(engine.parameters().values())
+    micro = _micro_batches(rank, layout)
+    freed, empty, stay = [], [], True
+    for index in range(steps + 1):
+        if index:
+            engine.train_step(micro, _loss, lambda reports: None)
+        weights = [p.detach().clone() for p in parameters]
+        freed.append(trainer.offload())
+        named = [*gradient_tensors(trainer.chunks), *_large_states(trainer, parameters)]
+        empty.append(all(t.untyped_storage().nbytes() == 0 for t in named))
+        stay = stay and all(map(torch.equal, parameters, weights))
+    trainer.onload()
+    tensors = {f"p{i}": p.detach().clone() for i, p in enumerate(parameters)}
+    states = _large_states(trainer, parameters)
+    tensors |= {f"s{i}": s.detach().clone() for i, s in enumerate(states)}
+    count = sum(p.numel() for p in parameters)
+    return OffloadFacts(tensors, freed, empty, stay, count)
+
+
+def _large_states(trainer: Any, parameters: list[Tensor]) -> list[Tensor]:
+    found = optimizer_tensors(trainer.optimizer, parameters)
+    return [tensor for tensor in found if tensor.numel() > 1]
+
+
+def _loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    value = -output[0].sum() / 32
+    return value, {"loss": value.detach().clone()}
+
+
+def _micro_batches(rank: Rank, layout: MeshLayout) -> list[MicroBatch]:
     tokens = torch.randint(2, 70, (4, 12), generator=torch.Generator().manual_seed(1))
     lengths = torch.full((4,), 4), torch.full((4,), 8)
     own = rank.rank * (4 // layout.dp)
     rows = range(own, own + 4 // layout.dp)
-    micro = [build_micro_batch(tokens, *lengths, [row], 8) for row in rows]
-
-    def loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        value = -output[0].sum() / 32
-        return value, {"loss": value.detach().clone()}
-
-    rates = []
-    for _ in range(steps):
-        _, step = actor.engine.train_step(micro, loss, lambda reports: None)
-        rates.append(step.lr)
-    after = {name: p.detach().clone() for name, p in actor.engine.parameters().items()}
-    return before, after, rates
+    return [build_micro_batch(tokens, *lengths, [row], 8) for row in rows]

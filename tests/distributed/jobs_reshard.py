@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from fake_gpu import fake_gpu
 from torch import Tensor
 from worker import Rank
 
@@ -45,6 +47,8 @@ class Options:
     wire_dtype: str = "float32"
     destination_dtype: str = "float32"
     alone_elements: int = 64
+    fake_gpu: bool = False
+    """On streams and NCCL calls that are played on the host."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,18 @@ class Facts:
     """Pieces that are not bit for bit what they should be, or buffers with NaN left in them."""
     reports: list[SyncReport]
     error: str = ""
+    group_calls: Sequence[int] = ()
+    """Messages of each NCCL group call."""
 
 
 def reshard(rank: Rank, world: World, options: Options, times: int = 2) -> Facts:
     """Move everything `times` times onto poisoned buffers, with other weights each time."""
+    with fake_gpu(rank.universe) if options.fake_gpu else nullcontext() as gpu:
+        facts = _reshard(rank, world, options, times)
+        return replace(facts, group_calls=tuple(gpu.group_calls) if gpu else ())
+
+
+def _reshard(rank: Rank, world: World, options: Options, times: int) -> Facts:
     sources, destinations, resharder = _build(rank, world, options)
     wrong, reports = [], []
     for time in range(times):
@@ -73,6 +85,11 @@ def reshard(rank: Rank, world: World, options: Options, times: int = 2) -> Facts
 
 def reshard_without(rank: Rank, world: World, options: Options, gone: int) -> None:
     """Rank `gone` is killed before the second move."""
+    with fake_gpu(rank.universe) if options.fake_gpu else nullcontext():
+        _reshard_without(rank, world, options, gone)
+
+
+def _reshard_without(rank: Rank, world: World, options: Options, gone: int) -> None:
     sources, _, resharder = _build(rank, world, options)
     _fill(sources, world.sources.get(rank.rank, ()), _full(world, 0))
     resharder.run()

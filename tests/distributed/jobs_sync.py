@@ -351,8 +351,11 @@ def generate_some(rank: Rank) -> list[tuple[int, ...]]:
 
 @contextmanager
 def _skip_movement(rank: Rank, stage: Stage) -> Iterator[None]:
-    def copy_nothing(source: RegionSet, target: Any, wire: torch.dtype, digest: bool) -> Any:
-        return source.digest(wire)
+    def copy_nothing(
+        source: RegionSet, target: Any, wire: torch.dtype, digests: Tensor | None
+    ) -> None:
+        assert digests is not None
+        source.digest(wire, digests)
 
     with (
         mock.patch.object(RegionSet, "unpack", lambda self, buffer: None),
@@ -393,8 +396,8 @@ def _swap_two_boxes(rank: Rank, stage: Stage) -> Iterator[None]:
     def misplacing(self: RegionSet, buffer: Tensor) -> None:
         arrived = [
             buffer[offset : offset + size]
-            for _, _, table in self._groups
-            for offset, size in zip(table.rows[:, 11], table.numels, strict=True)
+            for group in self._groups
+            for offset, size in zip(group.table.rows[:, 11], group.table.numels, strict=True)
         ]
         for one, other in itertools.combinations([] if done else arrived, 2):
             if one.shape == other.shape and not torch.equal(one, other):

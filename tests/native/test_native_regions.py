@@ -233,6 +233,33 @@ def test_threads_do_not_change_anything(threads: int) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize(("width", "offset"), [(4001, 3), (1024, 0), (90, 1)])
+def test_what_goes_past_the_caches(width: int, offset: int) -> None:
+    """Calls that write 32 MB or more stream long rows: same bytes, and nothing beside them."""
+    rows = (17 << 20) // width
+    source = torch.randint(-9999, 9999, (rows * (width + 5) + 8,), dtype=torch.int16)
+    view = source.as_strided((rows, width), (width + 5, 1), offset)
+    shape, strides = (rows, width), (width + 5, 1)
+    table = RegionTable([(source.data_ptr(), source.numel(), offset, strides, shape, 1)])
+    flat = torch.zeros(rows * width + 2, dtype=torch.int16)
+    digests = np.zeros(1, np.int64)
+    native.pack(
+        table, flat.data_ptr(), flat.nbytes, src_dtype="raw2", dst_dtype="raw2",
+        digests=digests, threads=2,
+    )  # fmt: skip
+    assert torch.equal(flat[1:-1], view.reshape(-1)) and flat[0] == flat[-1] == 0
+    assert digests.tolist() == native.digest(table, dtype="raw2").tolist()
+    target = torch.full_like(source, 7)
+    expected = target.clone()
+    expected.as_strided(shape, strides, offset + 1).copy_(view)
+    other = RegionTable([(target.data_ptr(), target.numel(), offset + 1, strides, shape, 1)])
+    native.unpack(other, flat.data_ptr(), flat.nbytes, dtype="raw2")
+    assert torch.equal(target, expected)
+    target.fill_(7)
+    native.copy(table, other, src_dtype="raw2", dst_dtype="raw2")
+    assert torch.equal(target, expected)
+
+
 def test_rounding_is_torchs() -> None:
     """All 65536 upper halves with lower halves around the tie."""
     upper = torch.arange(65536, dtype=torch.int64).repeat_interleave(6) << 16

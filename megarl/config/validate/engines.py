@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 from pathlib import Path
 
+from megarl import native
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.rollout.vllm_arguments import SET_HERE, known_arguments
@@ -13,11 +14,12 @@ from megarl.runtime.device import on_cuda
 
 
 def check_device() -> None:
-    """ConfigError on a GPU, whose weights nothing here can move yet."""
-    if on_cuda():
+    """ConfigError on a GPU where the part that moves its weights was not built."""
+    if on_cuda() and not native.cuda_available():
         raise ConfigError(
-            "this machine computes on CUDA, and weights that lie on a GPU cannot be moved into "
-            "vLLM or into files yet: run on the CPU, with the environment of `make venv SET=cpu`"
+            "this machine computes on CUDA, and megarl_cpp was built without its CUDA part, which "
+            "moves the weights: install the CUDA toolkit (nvcc) and run `make build`, or run on "
+            "the CPU, with the environment of `make venv SET=cpu`"
         )
 
 
@@ -28,6 +30,12 @@ def check_engine(config: Config) -> None:
         raise ConfigError(
             "rollout.engine is vllm, which is not installed: `make venv` installs the pinned one; "
             "or take rollout.engine=transformers, which is slow"
+        )
+    if rollout.enable_sleep_mode and not (rollout.engine == "vllm" and on_cuda()):
+        where = "a GPU" if on_cuda() else "CPUs, where vLLM cannot sleep"
+        raise ConfigError(
+            f"rollout.enable_sleep_mode is true, rollout.engine is {rollout.engine} and this "
+            f"machine computes on {where}: only vLLM on GPUs has a sleep mode; set it to false"
         )
     if rollout.engine == "vllm" and rollout.engine_args:
         _check_vllm_arguments(config)
