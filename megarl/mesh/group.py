@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pickle
 import socket
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+ABORT_TAG = 73
+"""Nobody sends under it."""
 
 
 class RankGroup:
@@ -54,6 +58,17 @@ class RankGroup:
         self._group.allgather([blobs], [padded]).wait()
         pairs = zip(blobs, lengths, strict=True)
         return [pickle.loads(b[: int(n)].numpy().tobytes()) for b, n in pairs]
+
+    def abort(self) -> None:
+        """End every wait on this group at once, here and on its peers; it is of no use after.
+
+        Any thread may call it while another one waits.
+        """
+        if self.size > 1:
+            # gloo closes all connections of a group when one wait on it is over in vain.
+            with suppress(RuntimeError):
+                nothing = self.receive(torch.empty(1), (self.rank + 1) % self.size, ABORT_TAG)
+                nothing.wait(timedelta(milliseconds=1))
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -14,19 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from megarl import native
-from megarl.errors import PlanError, VerificationError
-from megarl.layout import (
-    ModelShape,
-    Placement,
-    Plan,
-    hf_tensors,
-    vllm_parameters,
-    vllm_placement,
-)
-from megarl.layout.placement import difference
+from megarl.errors import VerificationError
+from megarl.layout import ModelShape, Plan, hf_tensors
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
+from megarl.reshard.checks import check_loaders, check_parameters, check_same_plan
 from megarl.reshard.executor import Resharder, SyncReport
 from megarl.reshard.placements import actor_placements, rollout_placements
 from megarl.roles.actor import Actor, sequence_logprobs
@@ -139,35 +132,14 @@ class WeightSync:
         )
 
     def _check_parameters(self, live: dict[str, torch.Tensor]) -> None:
-        digests = self._control.gather(self.plan.digest())
-        if len(set(digests)) > 1:
-            raise PlanError(f"weight sync: ranks made different plans: {digests}")
+        check_same_plan(self._control.gather(self.plan.digest()))
         if not self._rollout.here:
             return
         index = self._rollout.pool.ranks.index(self._universe.rank)
         slice_ = self._rollout.replica.slice_of(index)
-        expected = vllm_parameters(self._shape, slice_)
-        found = {name: tuple(tensor.shape) for name, tensor in live.items()}
-        if found != expected:
-            odd = sorted(set(found.items()) ^ set(expected.items()))[0]
-            raise PlanError(
-                f"weight sync: vLLM's parameters are not what the layout tables say, first at "
-                f"{odd[0]} {list(odd[1])}; this vLLM is not a known one"
-            )
-        self._check_loaders(vllm_placement(self._shape, slice_, padded_vocab=False))
-
-    def _check_loaders(self, believed: Placement) -> None:
-        """The engine's own loaders must put every tensor where the layout tables do."""
+        check_parameters(self._shape, slice_, live)
         recorded = self._rollout.engine.recorded_placement(hf_tensors(self._shape))
-        if recorded is None:
-            return
-        piece = difference(recorded, believed)
-        if piece is not None:
-            who = "vLLM's own loader" if piece in recorded else "the layout table"
-            raise PlanError(
-                f"weight sync: {who} alone puts {piece.tensor} {piece.box} at element "
-                f"{piece.offset} of {piece.buffer}; this vLLM is not a known one"
-            )
+        check_loaders(self._shape, slice_, recorded)
 
     def _check_canary(self, canary: CanaryText) -> None:
         ours, theirs = sequence_logprobs(self._actor, canary.token_ids), None
