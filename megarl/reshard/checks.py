@@ -13,9 +13,11 @@ from megarl.layout.vllm_side import VllmSlice
 
 
 def check_same_plan(digests: Sequence[str]) -> None:
-    """Raises PlanError, with every rank's digest, where ranks made different plans."""
+    """digests: by rank. Raises PlanError, with all of them, where ranks made different plans."""
     if len(set(digests)) > 1:
-        raise PlanError(f"weight sync: ranks made different plans: {list(digests)}")
+        ranks = {one: [r for r, other in enumerate(digests) if other == one] for one in digests}
+        found = "; ".join(f"ranks {who}: {digest}" for digest, who in ranks.items())
+        raise PlanError(f"weight sync: ranks made different plans: {found}")
 
 
 def check_parameters(shape: ModelShape, slice_: VllmSlice, live: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.errors import MegaRLError, PeerError, VerificationError
+from megarl.errors import PeerError, VerificationError
 from megarl.layout import Plan
 from megarl.mesh.group import RankGroup
 from megarl.reshard.checks import check_same_plan
@@ -79,10 +79,6 @@ class Session:
             assert report is not None
             return report
 
-    def failures(self) -> dict[int, str]:
-        """What ranks that failed had to say."""
-        return self._rendezvous.failures()
-
     def close(self) -> None:
         """End it; whoever still waits for this rank hears of it at once. From any thread."""
         if self._group is not None:
@@ -90,13 +86,17 @@ class Session:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """A failure inside ends the session, and says which rank is who."""
+        """A failure inside ends the session; gloo's own are peers that did not answer."""
         try:
             yield
         except Exception as error:
-            known = _named(error, self.spec)
+            known: Exception = error
+            if isinstance(error, RuntimeError):
+                known = PeerError(f"weight transfer: {self.spec.who(self.rank)}: {error}")
             self._rendezvous.report(known)
             self.close()
+            if known is error:
+                raise
             raise known from error
 
     def _facts(self) -> str:
@@ -106,10 +106,3 @@ class Session:
             for side in (self.spec.sources(), self.spec.destinations())
         )
         return f"{self.plan.digest()[:16]} ({held} elements held, {needed} needed)"
-
-
-def _named(error: Exception, spec: TransferSpec) -> Exception:
-    """The same with a legend of its ranks; gloo's own errors are peers that did not answer."""
-    if isinstance(error, MegaRLError):
-        return type(error)(f"{error} ({spec.legend()})")
-    return PeerError(f"{error} ({spec.legend()})") if isinstance(error, RuntimeError) else error

@@ -163,11 +163,9 @@ class WeightTransfer:
         """This rank's own part, while the servers do theirs."""
         try:
             done = work()
-        except MegaRLError as error:
+        except PeerError as error:  # other errors are known on all sides
             calls.wait(GRACE_S)
-            if not calls.failures():
-                raise
-            raise type(error)(f"{calls.failures()}; {error}") from error
+            raise PeerError("; ".join(filter(None, (calls.failures(), str(error))))) from error
         calls.wait(self._timeout_s)
         if calls.failures():
             raise PeerError(calls.failures())
@@ -204,8 +202,8 @@ class WeightTransfer:
             done = work()
         except Exception as error:
             problem = error
-        texts = [(type(problem), str(problem)) if problem else None]
-        found = [each for each in self._universe.all_gather(texts[0]) if each is not None]
+        mine = (type(problem), str(problem)) if problem else None
+        found = [each for each in self._universe.all_gather(mine) if each is not None]
         if found:
             self._end_session()
             raise self._combined(step, found) from problem
@@ -217,9 +215,9 @@ class WeightTransfer:
         kind: type[MegaRLError] = kinds[0] if issubclass(kinds[0], MegaRLError) else RunError
         causes = "; ".join(dict.fromkeys(text for _, text in found))
         return kind(
-            f"weight transfer, {step} of attempt {self._attempt}: {causes}. The servers' weights "
-            f"stay at version {self.version}, and those that were paused stay paused until a sync "
-            "succeeds"
+            f"weight transfer, {step} of attempt {self._attempt}: {causes} "
+            f"({self._spec.legend()}). The servers stay at version {self.version}, and those that "
+            "were paused stay paused until a sync succeeds"
         )
 
     def _end_session(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,11 +18,15 @@ from worker import Rank
 from megarl.config.schema import OptimizerConfig
 from megarl.errors import MegaRLError
 from megarl.layout import ReplicaLayout
+from megarl.mesh.group import RankGroup
 from megarl.mesh.layout import MeshLayout
+from megarl.reshard import executor
 from megarl.reshard.executor import SyncReport
+from megarl.reshard.regions import RegionSet
 from megarl.roles.export import export_hf
 from megarl.runtime.environment import set_variables
 from megarl.transfer.servers import HttpServer, OfflineServer
+from megarl.transfer.spec import TransferSpec
 from megarl.transfer.trainer import WeightTransfer
 
 PROMPT = tuple(range(2, 50))
@@ -32,52 +39,75 @@ class Place:
     """A server of a test."""
 
     url: str
-    tp: int = 1
+    replica: ReplicaLayout = ReplicaLayout()
 
 
-def build(
-    rank: Rank,
-    path: str,
-    layout: MeshLayout,
-    places: Sequence[Place],
-    buffer_bytes: int = 1 << 16,
-    timeout_s: float = 30.0,
-) -> None:
-    """Actor and transfer."""
+@dataclass
+class Sent:
+    """What one rank sent in a sync."""
+
+    report: SyncReport
+    counted_bytes: int
+    """What the transport took."""
+
+
+def build(rank: Rank, path: str, layout: MeshLayout) -> None:
+    """The actor."""
     world = tuple(range(layout.size))
     actor = make_actor(rank, path, layout, ranks=world, optimizer=OptimizerConfig(lr=1e-2))
-    servers: list[Any] = [HttpServer(place.url, ReplicaLayout(place.tp)) for place in places]
     rank.kept["stage"] = Stage(SyncCase("", layout, 1), actor, None, None)  # type: ignore[arg-type]
-    _make_transfer(rank, servers, buffer_bytes, timeout_s)
 
 
-def _make_transfer(rank: Rank, servers: list[Any], buffer_bytes: int, timeout_s: float) -> None:
-    stage: Stage = rank.kept["stage"]
+def make_transfer(
+    rank: Rank,
+    places: Sequence[Place],
+    buffer_bytes: int = 1 << 14,
+    timeout_s: float = 30.0,
+    in_process: Any = None,
+) -> None:
+    """From the actor that was built to servers, and to an LLM of this process where one is given.
+
+    The buffers are small, so that a sync takes many rounds.
+    """
+    actor = rank.kept["stage"].actor
+    servers: list[Any] = [HttpServer(place.url, place.replica) for place in places]
     rank.kept["transfer"] = WeightTransfer(
         rank.universe,
-        stage.actor.engine.shape,
-        stage.actor,
-        servers,
+        actor.engine.shape,
+        actor,
+        [*servers, *([OfflineServer(in_process)] if in_process else [])],
         wire_dtype=torch.float32,
         buffer_bytes=buffer_bytes,
         timeout_s=timeout_s,
     )
 
 
-def sync(rank: Rank, version: int, folder: str = "") -> SyncReport:
-    """One sync, and an export of the same weights."""
+def sync(rank: Rank, version: int) -> Sent:
+    """One sync."""
     transfer: WeightTransfer = rank.kept["transfer"]
-    report = transfer.sync(version)
+    with counting() as counted:
+        report = transfer.sync(version)
     assert transfer.version == version
-    if folder:
-        stage, path = rank.kept["stage"], rank.kept["path"]
-        export_hf(rank.universe, stage.actor, stage.actor.engine.shape, torch.float32, folder, path)
-    return report
+    return Sent(report, counted[0])
 
 
-def keep_path(rank: Rank, path: str) -> None:
-    """The folder that exports take config and tokenizer from."""
-    rank.kept["path"] = path
+@contextmanager
+def counting() -> Iterator[list[int]]:
+    """Bytes that the transport took from this rank as weights."""
+    counted, send = [0], RankGroup.send
+
+    def counted_send(self: RankGroup, tensor: torch.Tensor, to: int, tag: int = 0) -> Any:
+        counted[0] += tensor.nbytes if tag == executor.DATA_TAG else 0
+        return send(self, tensor, to, tag)
+
+    with mock.patch.object(RankGroup, "send", counted_send):
+        yield counted
+
+
+def needed_bytes(rank: Rank) -> int:
+    """What all workers need, none of which they hold."""
+    spec = rank.kept["transfer"]._spec
+    return sum(p.box.numel * 4 for each in spec.destinations().values() for p in each)
 
 
 def train(rank: Rank) -> None:
@@ -85,8 +115,14 @@ def train(rank: Rank) -> None:
     train_step(rank)
 
 
+def export(rank: Rank, folder: str, template: str) -> None:
+    """The actor's weights as a Hugging Face folder."""
+    actor = rank.kept["stage"].actor
+    export_hf(rank.universe, actor, actor.engine.shape, torch.float32, folder, template)
+
+
 def failing_sync(rank: Rank, version: int) -> tuple[str, int]:
-    """What a sync that fails raises, and the version after it."""
+    """What a sync raises ("" for nothing), and the version after it."""
     transfer: WeightTransfer = rank.kept["transfer"]
     try:
         transfer.sync(version)
@@ -95,22 +131,48 @@ def failing_sync(rank: Rank, version: int) -> tuple[str, int]:
     return "", transfer.version
 
 
-def connect_with_another_plan(rank: Rank) -> str:
-    """Connect while the trainer believes in a layout that the workers do not hear of."""
-    from megarl.transfer import session
+def held_sync(rank: Rank, version: int, halfway: str, go_on: str) -> tuple[str, int]:
+    """A sync in which the last rank waits half-way, from one file to the other."""
+    start = executor.Resharder._start
 
-    transfer: WeightTransfer = rank.kept["transfer"]
-    plan = session.TransferSpec.plan
+    def held(self: executor.Resharder, index: int, verify: bool) -> Any:
+        if index == len(self._steps) // 2:
+            Path(halfway).touch()
+            while not Path(go_on).exists():
+                time.sleep(0.01)
+        return start(self, index, verify)
 
-    def other(spec: Any, group: Any) -> Any:
-        return plan(replace(spec, layernorm="te"), group)
+    with _on_last_rank(rank, executor.Resharder, "_start", held):
+        return failing_sync(rank, version)
 
-    with mock.patch.object(session.TransferSpec, "plan", other):
-        try:
-            transfer.connect()
-        except MegaRLError as error:
-            return f"{type(error).__name__}: {error}"
-    return ""
+
+def spoilt_sync(rank: Rank, version: int) -> tuple[str, int]:
+    """A sync in which the last rank sends other weights than it took its digests of."""
+    pack = RegionSet.pack
+
+    def spoiling(self: RegionSet, buffer: torch.Tensor, digest: bool = False) -> Any:
+        digests = pack(self, buffer, digest)
+        buffer[:1] += 1
+        return digests
+
+    with _on_last_rank(rank, RegionSet, "pack", spoiling):
+        return failing_sync(rank, version)
+
+
+def sync_with_another_plan(rank: Rank, version: int) -> tuple[str, int]:
+    """A sync whose trainer plans for another mesh than the workers are told of."""
+    plan = TransferSpec.plan
+
+    def other(spec: TransferSpec, group: RankGroup) -> Any:
+        return plan(replace(spec, actor=MeshLayout(dp=2)), group)
+
+    with mock.patch.object(TransferSpec, "plan", other):
+        return failing_sync(rank, version)
+
+
+def _on_last_rank(rank: Rank, owner: Any, name: str, function: Any) -> Any:
+    last = rank.rank == rank.universe.size - 1
+    return mock.patch.object(owner, name, function) if last else nullcontext()
 
 
 def close(rank: Rank) -> None:
@@ -118,43 +180,24 @@ def close(rank: Rank) -> None:
     rank.kept["transfer"].close()
 
 
-def offline_engine(rank: Rank, path: str) -> None:
-    """An LLM in processes of its own, driven by rank 0."""
-    servers: list[Any] = []
-    if rank.rank == 0:
-        rank.kept["llm"] = _llm(path, load_format="dummy", weight_transfer_config="megarl")
-        servers = [OfflineServer(rank.kept["llm"])]
-    _make_transfer(rank, servers, 1 << 16, 30.0)
-
-
-def offline_answer(rank: Rank) -> Answer | None:
-    """What the LLM of rank 0 says."""
-    return _ask(rank.kept["llm"]) if rank.rank == 0 else None
-
-
-def end_offline_engine(rank: Rank) -> None:
-    """End the LLM's processes."""
-    if rank.rank == 0:
-        rank.kept.pop("llm").llm_engine.engine_core.shutdown()
-
-
-def reference_answer(rank: Rank, folder: str) -> Answer:
-    """What a fresh vLLM says that loads its weights from a folder."""
-    llm = _llm(folder)
-    answer = _ask(llm)
-    llm.llm_engine.engine_core.shutdown()
-    return answer
-
-
-def _llm(path: str, weight_transfer_config: str = "", **options: Any) -> Any:
-    set_variables({"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"})
+def make_llm(rank: Rank, path: str, own_processes: bool) -> None:
+    """A transfer to an LLM of rank 0, in processes of its own or in rank 0's."""
+    if rank.rank > 0:
+        make_transfer(rank, ())
+        return
+    set_variables(
+        {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_processes)),
+        }
+    )
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
-    if weight_transfer_config:
-        options["weight_transfer_config"] = WeightTransferConfig(backend=weight_transfer_config)
-    return LLM(
+    rank.kept["llm"] = llm = LLM(
         model=path,
+        load_format="dummy",
         dtype="float32",
         enforce_eager=True,
         max_model_len=128,
@@ -163,15 +206,26 @@ def _llm(path: str, weight_transfer_config: str = "", **options: Any) -> Any:
         kv_cache_memory_bytes=16 << 20,
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
-        **options,
+        distributed_executor_backend=None if own_processes else "uni",
+        weight_transfer_config=WeightTransferConfig(backend="megarl"),
     )
+    make_transfer(rank, (), in_process=llm)
 
 
-def _ask(llm: Any) -> Answer:
+def ask_llm(rank: Rank) -> Answer | None:
+    """What the LLM of rank 0 says."""
     from vllm import SamplingParams
 
+    if rank.rank > 0:
+        return None
     params = SamplingParams(max_tokens=TOKENS, temperature=0.0, logprobs=0, ignore_eos=True)
-    output = llm.generate([{"prompt_token_ids": list(PROMPT)}], params, use_tqdm=False)[0]
-    best = output.outputs[0]
+    prompt = {"prompt_token_ids": list(PROMPT)}
+    best = rank.kept["llm"].generate([prompt], params, use_tqdm=False)[0].outputs[0]
     rows = zip(best.token_ids, best.logprobs, strict=True)
     return list(best.token_ids), [float(row[token].logprob) for token, row in rows]
+
+
+def end_llm(rank: Rank) -> None:
+    """End the LLM; vLLM also destroys the default process group where it lived in it."""
+    if rank.rank == 0:
+        rank.kept.pop("llm").llm_engine.engine_core.shutdown()
