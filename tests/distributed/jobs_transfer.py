@@ -34,7 +34,7 @@ TOKENS = 12
 Answer = tuple[list[int], list[float]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Place:
     """A server of a test."""
 

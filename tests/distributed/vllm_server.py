@@ -16,7 +16,10 @@ from typing import Any
 from cluster import Cluster, free_port
 from jobs_transfer import PROMPT, TOKENS, Answer
 
+from megarl.layout import ReplicaLayout
+
 HERE = Path(__file__).parent
+ONE = ReplicaLayout()
 START_TIMEOUT_S = 180.0
 TERM_GRACE_S = 10.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -110,7 +113,9 @@ class VllmServer:
             time.sleep(0.02)
 
 
-def arguments(model: str, port: int, tp: int, backend: str, load_format: str) -> list[str]:
+def arguments(
+    model: str, port: int, replica: ReplicaLayout, backend: str, load_format: str
+) -> list[str]:
     """What a server is told; backend "": it takes no weights."""
     options = {
         "--model": model,
@@ -118,7 +123,7 @@ def arguments(model: str, port: int, tp: int, backend: str, load_format: str) ->
         "--port": port,
         "--load-format": load_format,
         "--dtype": "float32",
-        "--tensor-parallel-size": tp,
+        "--tensor-parallel-size": replica.tp,
         "--max-model-len": 128,
         "--max-num-seqs": 8,
         "--block-size": 32,
@@ -127,7 +132,8 @@ def arguments(model: str, port: int, tp: int, backend: str, load_format: str) ->
     }
     if backend:
         options["--weight-transfer-config"] = json.dumps({"backend": backend})
-    return ["--enforce-eager", *(str(part) for pair in options.items() for part in pair)]
+    flags = ["--enforce-eager", *["--enable-expert-parallel"] * replica.expert_parallel]
+    return [*flags, *(str(part) for pair in options.items() for part in pair)]
 
 
 class Servers:
@@ -152,14 +158,14 @@ class Servers:
         model: str,
         *,
         port: int | None = None,
-        tp: int = 1,
+        replica: ReplicaLayout = ONE,
         backend: str = "megarl",
         load_format: str = "dummy",
     ) -> VllmServer:
         """A server, with random weights or the folder's ("auto"); see `wait_until_ready`."""
         port = port or free_port()
         log = self._folder / f"server{len(self._started)}.log"
-        told = arguments(model, port, tp, backend, load_format)
+        told = arguments(model, port, replica, backend, load_format)
         pid = self._cluster.fork_script(log, ENV, str(HERE / "serve_forked.py"), *told)
         self._started.append(VllmServer(f"http://127.0.0.1:{port}", pid, log))
         return self._started[-1]
@@ -174,10 +180,10 @@ class Servers:
             server.end()
         return answers
 
-    def restart(self, server: VllmServer, model: str, **options: int) -> VllmServer:
+    def restart(self, server: VllmServer, model: str) -> VllmServer:
         """A new server where one was."""
         server.end()
-        new = self.start(model, port=int(server.url.rsplit(":", 1)[1]), **options)
+        new = self.start(model, port=int(server.url.rsplit(":", 1)[1]))
         new.wait_until_ready()
         return new
 
