@@ -12,12 +12,18 @@ def register() -> None:
     A server on a CPU that takes weights this way keeps its linear weights, which vLLM would drop
     once they are packed; any other is left as it is.
     """
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.distributed.weight_transfer.factory import (
+        WeightTransferEngineFactory,
+        WeightTransferTrainerFactory,
+    )
 
     if BACKEND in WeightTransferEngineFactory._registry:
         return
     WeightTransferEngineFactory.register_engine(
         BACKEND, "megarl.transfer.worker", "MegarlTransferEngine"
+    )
+    WeightTransferTrainerFactory.register_engine(
+        BACKEND, "megarl.transfer.trainer_engine", "MegarlTrainerEngine"
     )
     from megarl.runtime.device import on_cuda
 

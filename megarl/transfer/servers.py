@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-from megarl.errors import ConfigError, PeerError
+from megarl.errors import ConfigError, PeerError, RunError
 from megarl.layout import ReplicaLayout
 
 PauseMode = Literal["abort", "wait"]
@@ -142,44 +142,48 @@ class OfflineServer:
 
     def initialize(self, init_info: Mapping[str, Any], timeout_s: float) -> None:
         """See Server."""
-        with self._named("init_weight_transfer_engine"):
+        with named(self.name, "init_weight_transfer_engine"):
             self._llm.init_weight_transfer_engine({"init_info": dict(init_info)})
 
     def pause(self, timeout_s: float) -> None:
         """See Server."""
-        with self._named("sleep"):
+        with named(self.name, "sleep"):
             self._llm.sleep(level=0)
 
     def update(self, update_info: Mapping[str, Any], timeout_s: float) -> None:
         """See Server."""
-        with self._named("start_weight_update"):
+        with named(self.name, "start_weight_update"):
             self._llm.start_weight_update()
-        with self._named("update_weights"):
+        with named(self.name, "update_weights"):
             self._llm.update_weights({"update_info": dict(update_info)})
 
     def finish(self, version: str, timeout_s: float) -> None:
         """See Server."""
-        with self._named("finish_weight_update"):
+        with named(self.name, "finish_weight_update"):
             self._llm.finish_weight_update(version)
 
     def resume(self, timeout_s: float) -> None:
         """See Server."""
-        with self._named("resume"):
+        with named(self.name, "resume"):
             if not self._llm.reset_prefix_cache():
-                raise PeerError("it did not reset its prefix cache; it stays paused")
+                raise RunError("the prefix cache was not reset; it stays paused")
             self._llm.wake_up(tags=["scheduling"])
 
     def release(self, timeout_s: float) -> None:
         """See Server."""
-        with self._named("shutdown_weight_transfer_engine"):
+        with named(self.name, "shutdown_weight_transfer_engine"):
             self._llm.shutdown_weight_transfer_engine()
 
-    @contextmanager
-    def _named(self, step: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever vLLM hands on from its workers
-            raise PeerError(f"{self.name}: {step}: {type(error).__name__}: {error}") from error
+
+@contextmanager
+def named(server: str, step: str) -> Iterator[None]:
+    """Whatever vLLM raises inside becomes a PeerError with the server's name and the step."""
+    try:
+        yield
+    except Exception as error:
+        answer = getattr(error, "response", None)  # of vLLM's HTTP client
+        said = f"{type(error).__name__}: {error}" if answer is None else _reason(answer.text)
+        raise PeerError(f"{server}: {step}: {said}") from error
 
 
 def _reason(said: str) -> str:

@@ -175,6 +175,30 @@ def _on_last_rank(rank: Rank, owner: Any, name: str, function: Any) -> Any:
     return mock.patch.object(owner, name, function) if last else nullcontext()
 
 
+def send_by_vllms_interface(rank: Rank, url: str) -> None:
+    """One update through vLLM's own trainer factory and client, between pause and resume."""
+    from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    from megarl.transfer.plugin import register
+    from megarl.transfer.trainer_engine import MegarlTrainerInitInfo
+
+    register()
+    actor = rank.kept["stage"].actor
+    info = MegarlTrainerInitInfo(
+        rank=rank.rank,
+        universe=rank.universe,
+        shape=actor.engine.shape,
+        actor=actor,
+        wire_dtype=torch.float32,
+        replica=ReplicaLayout(),
+    )
+    client = HTTPVLLMWeightSyncClient(url)
+    engine = WeightTransferTrainerFactory.trainer_init(info, client=client)
+    engine.send_weights()
+    engine.shutdown()
+
+
 def close(rank: Rank) -> None:
     """Leave the servers."""
     rank.kept["transfer"].close()

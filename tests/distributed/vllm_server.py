@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ HERE = Path(__file__).parent
 ONE = ReplicaLayout()
 START_TIMEOUT_S = 180.0
 TERM_GRACE_S = 10.0
-SHARED_MEMORY = Path("/dev/shm")
 ENV = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,6 +36,8 @@ class VllmServer:
     url: str
     pid: int
     log: Path
+    shared: set[Path] = field(default_factory=set)
+    """Its shared memory."""
 
     def wait_until_ready(self) -> None:
         """Until it answers; fails with the end of its log."""
@@ -45,6 +46,7 @@ class VllmServer:
             assert is_alive(self.pid), f"the server ended:\n{self.tail()}"
             assert time.monotonic() < deadline, f"the server did not start:\n{self.tail()}"
             time.sleep(0.1)
+        self.shared = {name for pid in self.pids() for name in shared_memory_of(pid)}
 
     def is_ready(self) -> bool:
         """Whether it answers /health."""
@@ -111,6 +113,8 @@ class VllmServer:
                 for pid in pids:
                     signal_process(pid, signal.SIGKILL)
             time.sleep(0.02)
+        for name in self.shared:  # what a killed process could not remove
+            name.unlink(missing_ok=True)
 
 
 def arguments(
@@ -142,7 +146,6 @@ class Servers:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster, self._folder = cluster, folder
         self._started: list[VllmServer] = []
-        self._before = set(SHARED_MEMORY.iterdir())
 
     def __enter__(self) -> Servers:
         return self
@@ -150,8 +153,6 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         for server in self._started:
             server.end()
-        for name in set(SHARED_MEMORY.iterdir()) - self._before:
-            name.unlink(missing_ok=True)
 
     def start(
         self,
@@ -208,6 +209,12 @@ def descendants(pid: int) -> list[int]:
         for child in task.read_text().split():
             found += [int(child), *descendants(int(child))]
     return found
+
+
+def shared_memory_of(pid: int) -> set[Path]:
+    """The files in shared memory that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split()[5]) for line in lines if " /dev/shm/" in line}
 
 
 def is_alive(pid: int) -> bool:

@@ -102,7 +102,28 @@ def test_another_plan_is_refused(stage: Stage) -> None:
     stage.sync()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_vllms_own_trainer_interface(stage: Stage) -> None:
+    """One server gets other weights by it, and the old ones by no way."""
+    stage.sync()
+    server, other = stage.running
+    old = server.answer(PROMPT, TOKENS)
+    stage.world.run(jobs.train)
+    server.post("pause", {})
+    stage.world.run(jobs.send_by_vllms_interface, server.url)
+    server.post("reset_prefix_cache", {})
+    server.post("resume", {})
+    new = server.answer(PROMPT, TOKENS)
+    assert not same_answer(old, new) and same_answer(old, other.answer(PROMPT, TOKENS))
+    errors = stage.world.run(jobs.failing_sync, stage.version + 1)
+    stage.check_failure(errors, "PeerError", server.url, "init_weight_transfer_engine comes first")
+    stage.sync()
+    assert same_answer(new, server.answer(PROMPT, TOKENS))
+    assert same_answer(new, other.answer(PROMPT, TOKENS))
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_a_worker_that_is_lost_half_way(
     how: signal.Signals, stage: Stage, servers: Servers, tmp_path: Path
 ) -> None:
