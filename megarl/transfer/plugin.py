@@ -12,11 +12,13 @@ def register() -> None:
     A server on a CPU that takes weights this way keeps its linear weights, which vLLM would drop
     once they are packed; any other is left as it is.
     """
-    from vllm.distributed.weight_transfer.factory import (
-        WeightTransferEngineFactory,
-        WeightTransferTrainerFactory,
-    )
-
+    try:
+        from vllm.distributed.weight_transfer.factory import (
+            WeightTransferEngineFactory,
+            WeightTransferTrainerFactory,
+        )
+    except ImportError:
+        return  # an older vLLM: it says itself that it has no such backend, where one asks for it
     if BACKEND in WeightTransferEngineFactory._registry:
         return
     WeightTransferEngineFactory.register_engine(

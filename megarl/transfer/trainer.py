@@ -66,8 +66,9 @@ class WeightTransfer:
     ) -> None:
         """servers: those of rank 0 count; the other ranks give the same or none.
 
-        buffer_bytes: of each rank, all buffers together. timeout_s: for an answer of a server, and
-        for any one message between ranks; less than the universe's own, so that it speaks first.
+        buffer_bytes: of each rank, all buffers together. timeout_s: for an answer of a server (a
+        whole update is one), and for any one message between ranks; less than the universe's own,
+        so that it speaks first.
         host: address of rank 0 as servers see it; without it, the one that the launcher gave.
         """
         self._universe, self._actor = universe, actor
@@ -202,6 +203,7 @@ class WeightTransfer:
             done = work()
         except Exception as error:
             problem = error
+            self._end_session()  # so that nobody waits for this rank
         mine = (type(problem), str(problem)) if problem else None
         found = [each for each in self._universe.all_gather(mine) if each is not None]
         if found:
