@@ -17,6 +17,7 @@ from megarl.mesh.group import RankGroup
 from megarl.transfer.spec import TransferSpec
 
 POLL_S = 0.02
+FAILED = "failed"
 
 
 def open_store(host: str, port: int, timeout_s: float, *, hosts: bool) -> dist.TCPStore:
@@ -51,9 +52,11 @@ class Rendezvous:
         everybody = [f"here/{rank}" for rank in range(spec.size)]
         self._store.set(everybody[self._rank], "")
         deadline = time.monotonic() + spec.timeout_s
-        while not self._store.check(everybody):
-            if why := failed() or "; ".join(self.failures().values()):
+        while True:
+            if why := failed() or self._failure():
                 raise PeerError(why)
+            if self._store.check(everybody):
+                break
             if time.monotonic() > deadline:
                 self._raise_missing()
             time.sleep(POLL_S)
@@ -65,18 +68,13 @@ class Rendezvous:
             raise PeerError(f"weight transfer: the group could not be made: {error}") from error
 
     def report(self, error: BaseException) -> None:
-        """Leave word of this rank's failure."""
+        """Leave word of this rank's failure, for those who join or wait to."""
+        text = f"{self._spec.who(self._rank)} failed: {type(error).__name__}: {error}"
         with suppress(RuntimeError):  # the store is gone with the trainer, which `error` is about
-            self._store.set(f"failed/{self._rank}", f"{type(error).__name__}: {error}")
+            self._store.set(FAILED, text)
 
-    def failures(self) -> dict[int, str]:
-        """What ranks that failed had to say."""
-        keys = {rank: f"failed/{rank}" for rank in range(self._spec.size)}
-        return {
-            rank: f"{self._spec.who(rank)}: {self._store.get(key).decode()}"
-            for rank, key in keys.items()
-            if self._store.check([key])
-        }
+    def _failure(self) -> str:
+        return self._store.get(FAILED).decode() if self._store.check([FAILED]) else ""
 
     def _raise_missing(self) -> None:
         ranks = range(self._spec.size)

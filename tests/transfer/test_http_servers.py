@@ -154,3 +154,17 @@ def test_a_worker_that_is_lost_half_way(
     stage.sync()
     answers = [server.answer(PROMPT, TOKENS) for server in stage.running]
     assert same_answer(*answers)
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_come(stage: Stage) -> None:
+    """Whoever does not join in time is named; it is no matter when it wakes up later."""
+    stage.sync()
+    stage.world.run(jobs.close)
+    late, pid = stage.running[1], stage.running[1].pids()[-1]
+    signal_process(pid, signal.SIGSTOP)
+    errors = stage.world.run(jobs.failing_sync, stage.version + 1)
+    signal_process(pid, signal.SIGCONT)
+    who = f"waited {TIMEOUT_S:g} s for worker 0 of {late.url} to join"
+    stage.check_failure(errors, "PeerError", who)
+    stage.sync()
