@@ -16,6 +16,11 @@ ABORT_TAG = 73
 """Nobody sends under it."""
 
 
+def gloo_reason(error: RuntimeError) -> str:
+    """What gloo says about a failure, without its advice on where to report it."""
+    return str(error).split(". This is typically")[0]
+
+
 class RankGroup:
     """Ranks 0..size-1 over gloo; all of them make it together, through one store."""
 

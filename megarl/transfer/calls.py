@@ -46,6 +46,8 @@ class Calls:
     def _run(self, index: int, server: Server) -> None:
         try:
             self._call(index, server)
-        except MegaRLError as error:
-            self._failures[server.name] = str(error)
+        except Exception as error:
+            known = isinstance(error, MegaRLError)
+            text = str(error) if known else f"{server.name}: {type(error).__name__}: {error}"
+            self._failures[server.name] = text
             self._on_failure()

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megarl.errors import PeerError
-from megarl.mesh.group import RankGroup
+from megarl.mesh.group import RankGroup, gloo_reason
 from megarl.transfer.spec import TransferSpec
 
 POLL_S = 0.02
@@ -65,7 +65,8 @@ class Rendezvous:
             group_store = dist.PrefixStore("group", self._store)
             return RankGroup(group_store, self._rank, spec.size, timeout)
         except RuntimeError as error:
-            raise PeerError(f"weight transfer: the group could not be made: {error}") from error
+            reason = gloo_reason(error)
+            raise PeerError(f"weight transfer: the group could not be made: {reason}") from error
 
     def report(self, error: BaseException) -> None:
         """Leave word of this rank's failure, for those who join or wait to."""

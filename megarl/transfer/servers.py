@@ -6,6 +6,7 @@ step and the cause, when it has not.
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -117,7 +118,8 @@ class HttpServer:
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
             raise PeerError(f"{self.name}: /{route}: {error.code}: {_reason(said)}") from error
-        except OSError as error:  # refused, reset, timed out
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # Refused, reset, timed out, or not the answer of a vLLM server.
             raise PeerError(f"{self.name}: /{route}: no answer: {error}") from error
 
 

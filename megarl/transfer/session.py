@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megarl.errors import PeerError, VerificationError
 from megarl.layout import Plan
-from megarl.mesh.group import RankGroup
+from megarl.mesh.group import RankGroup, gloo_reason
 from megarl.reshard.checks import check_same_plan
 from megarl.reshard.executor import Resharder, SyncReport
 from megarl.transfer.rendezvous import Rendezvous
@@ -92,7 +92,8 @@ class Session:
         except Exception as error:
             known: Exception = error
             if isinstance(error, RuntimeError):
-                known = PeerError(f"weight transfer: {self.spec.who(self.rank)}: {error}")
+                reason = gloo_reason(error)
+                known = PeerError(f"weight transfer: {self.spec.who(self.rank)}: {reason}")
             self._rendezvous.report(known)
             self.close()
             if known is error:

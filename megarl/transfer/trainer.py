@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
-from megarl.errors import MegaRLError, PeerError, RunError
+from megarl.errors import ConfigError, MegaRLError, PeerError, RunError
 from megarl.layout import ModelShape
 from megarl.mesh.layout import MeshLayout
 from megarl.mesh.universe import Pool, Universe
@@ -70,6 +70,7 @@ class WeightTransfer:
         whole update is one), and for any one message between ranks; less than the universe's own,
         so that it speaks first.
         host: address of rank 0 as servers see it; without it, the one that the launcher gave.
+        Raises ConfigError without servers, and where two have the same name.
         """
         self._universe, self._actor = universe, actor
         self._servers = tuple(servers) if universe.rank == 0 else ()
@@ -88,6 +89,11 @@ class WeightTransfer:
             overlap=overlap,
             timeout_s=timeout_s,
         )
+        names = [place.name for place in self._spec.servers]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(
+                f"weight transfer: servers with names of their own are needed: {names}"
+            )
         self._store: dist.TCPStore | None = None
         self._session: Session | None = None
         self._attempt = 0
@@ -100,6 +106,7 @@ class WeightTransfer:
         All ranks of the universe call it together; servers go on generating meanwhile. `sync` does
         it where it has not been done. Raises ConfigError, PlanError or PeerError on every rank.
         """
+        self._end_session()
         self._together("connect", self._check_servers)
         self._open_store()
         self._attempt += 1
@@ -165,8 +172,10 @@ class WeightTransfer:
         try:
             done = work()
         except PeerError as error:  # other errors are known on all sides
+            servers_first = bool(calls.failures())
             calls.wait(GRACE_S)
-            raise PeerError("; ".join(filter(None, (calls.failures(), str(error))))) from error
+            said = [text for text in (str(error), calls.failures()) if text]
+            raise PeerError("; ".join(reversed(said) if servers_first else said)) from error
         calls.wait(self._timeout_s)
         if calls.failures():
             raise PeerError(calls.failures())
@@ -218,8 +227,8 @@ class WeightTransfer:
         causes = "; ".join(dict.fromkeys(text for _, text in found))
         return kind(
             f"weight transfer, {step} of attempt {self._attempt}: {causes} "
-            f"({self._spec.legend()}). The servers stay at version {self.version}, and those that "
-            "were paused stay paused until a sync succeeds"
+            f"({self._spec.legend()}). The version is still {self.version}; servers that were "
+            "paused stay so until a sync succeeds"
         )
 
     def _end_session(self) -> None:

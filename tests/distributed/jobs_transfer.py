@@ -13,10 +13,11 @@ from unittest import mock
 import torch
 from jobs_sync import Stage, SyncCase, train_step
 from parts import make_actor
+from vllm_server import PROMPT, TOKENS, Answer
 from worker import Rank
 
 from megarl.config.schema import OptimizerConfig
-from megarl.errors import MegaRLError
+from megarl.errors import ConfigError, MegaRLError
 from megarl.layout import ReplicaLayout
 from megarl.mesh.group import RankGroup
 from megarl.mesh.layout import MeshLayout
@@ -28,10 +29,6 @@ from megarl.runtime.environment import set_variables
 from megarl.transfer.servers import HttpServer, OfflineServer
 from megarl.transfer.spec import TransferSpec
 from megarl.transfer.trainer import WeightTransfer
-
-PROMPT = tuple(range(2, 50))
-TOKENS = 12
-Answer = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,15 @@ def make_transfer(
         buffer_bytes=buffer_bytes,
         timeout_s=timeout_s,
     )
+
+
+def refused_transfer(rank: Rank, places: Sequence[Place]) -> str:
+    """What a transfer to these servers raises before it does anything."""
+    try:
+        make_transfer(rank, places)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def sync(rank: Rank, version: int) -> Sent:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster, free_port
-from jobs_transfer import PROMPT, TOKENS, Answer
 
 from megarl.layout import ReplicaLayout
 
 HERE = Path(__file__).parent
 ONE = ReplicaLayout()
+PROMPT = tuple(range(2, 50))
+TOKENS = 12
+Answer = tuple[list[int], list[float]]
+"""Greedy tokens and their log-probs."""
 START_TIMEOUT_S = 180.0
 TERM_GRACE_S = 10.0
 ENV = {
@@ -70,11 +73,11 @@ class VllmServer:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return json.loads(response.read())
 
-    def answer(self, prompt: Sequence[int], tokens: int) -> Answer:
-        """Greedy tokens and their log-probs."""
+    def answer(self) -> Answer:
+        """What it says to PROMPT."""
         body = {
-            "prompt": list(prompt),
-            "max_tokens": tokens,
+            "prompt": list(PROMPT),
+            "max_tokens": TOKENS,
             "temperature": 0,
             "logprobs": 1,
             "ignore_eos": True,
@@ -176,7 +179,7 @@ class Servers:
         fresh = [self.start(str(folder), backend="", load_format="auto") for folder in folders]
         for server in fresh:
             server.wait_until_ready()
-        answers = [server.answer(PROMPT, TOKENS) for server in fresh]
+        answers = [server.answer() for server in fresh]
         for server in fresh:
             server.end()
         return answers

@@ -11,7 +11,7 @@ from pathlib import Path
 import jobs_transfer as jobs
 import pytest
 from cluster import Cluster, JobError
-from jobs_transfer import PROMPT, TOKENS, Place
+from jobs_transfer import Place
 from tiny_models import TinyModels
 from vllm_server import Servers, same_answer
 
@@ -47,7 +47,7 @@ def test_another_trainer_takes_over(
         world.run(jobs.make_transfer, [Place(server.url)])
         world.run(jobs.train)
         world.run(jobs.sync, 3)
-        answer = server.answer(PROMPT, TOKENS)
+        answer = server.answer()
         world.run(jobs.export, str(tmp_path / "hf"), path)
         world.run(jobs.close)
     assert server.version == "3"

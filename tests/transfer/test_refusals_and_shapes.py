@@ -12,7 +12,7 @@ from pathlib import Path
 import jobs_transfer as jobs
 import pytest
 from cluster import Cluster, free_port
-from jobs_transfer import PROMPT, TOKENS, Place
+from jobs_transfer import Place
 from tiny_models import TinyModels
 from vllm_server import Servers, same_answer
 
@@ -41,8 +41,11 @@ def test_refusals(cluster: Cluster, tiny: TinyModels, servers: Servers) -> None:
             world.run(jobs.make_transfer, [place])
             errors = world.run(jobs.failing_sync, 1)
             assert errors[0] == errors[1] and errors[0][1] == 0
-            for part in (*parts, "version 0"):
+            for part in (*parts, "version is still 0"):
                 assert part in errors[0][0], errors[0][0]
+        for servers_named in ([], [Place(nobody), Place(nobody)]):
+            errors = world.run(jobs.refused_transfer, servers_named)
+            assert errors[0] == errors[1] and "names of their own are needed" in errors[0]
         assert not without.is_paused and other.is_paused
 
 
@@ -73,7 +76,7 @@ def test_servers_of_two_workers(
             world.run(jobs.train)
             sent = world.run(jobs.sync, version)
             assert sum(each.counted_bytes for each in sent) == world.run(jobs.needed_bytes)[0]
-        answer = server.answer(PROMPT, TOKENS)
+        answer = server.answer()
         world.run(jobs.export, str(folder), path)
         world.run(jobs.close)
     server.end()
