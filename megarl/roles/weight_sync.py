@@ -20,7 +20,7 @@ from megarl.layout import ModelShape, Placement, Plan, hf_tensors
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
-from megarl.reshard.destination import check_destination
+from megarl.reshard.checks import check_destination, check_same_plan
 from megarl.reshard.executor import Resharder, SyncReport
 from megarl.reshard.in_place import check_addresses, views_for
 from megarl.reshard.indirect import IndirectLoads, without
@@ -185,13 +185,7 @@ class WeightSync:
             node_of=self._universe.node_of.__getitem__,
             rank=self._universe.rank,
         )
-        digests = self._control.gather(plan.digest())
-        if len(set(digests)) > 1:
-            odd = next(rank for rank, each in enumerate(digests) if each != digests[0])
-            raise PlanError(
-                f"weight sync: rank 0 made plan {digests[0][:16]}, rank {odd} made "
-                f"{digests[odd][:16]}; start all ranks with the same config, model and code"
-            )
+        check_same_plan(self._control.gather(plan.digest()))
         return plan
 
     def _make_indirect_loads(self, shape: ModelShape) -> IndirectLoads:

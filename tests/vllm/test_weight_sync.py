@@ -221,7 +221,7 @@ def test_a_sync_that_did_not_arrive_is_caught(sabotage: str, stage: World) -> No
 
 
 REFUSED = {
-    "another plan": "rank 1 made",
+    "another plan": "ranks made different plans: ranks [0]:",
     "missing": "it lacks model.norm.weight, which is [64]",
     "extra": "it has model.norm.bias [64], which they do not know",
     "misshapen": "it has model.norm.weight as [63], and they as [64]",

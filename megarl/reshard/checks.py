@@ -1,14 +1,25 @@
-"""Is a live engine what the layout tables say, and which tensors can only its own loaders place?"""
+"""What must hold before the first byte moves: one plan on all ranks, and a vLLM that is known."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from megarl.errors import PlanError
 from megarl.layout import ModelShape, Recording, VllmSlice, vllm_parameters, vllm_placement
 from megarl.layout.placement import difference
+
+
+def check_same_plan(digests: Sequence[str]) -> None:
+    """digests: by rank. Raises PlanError, with all of them, where ranks made different plans."""
+    if len(set(digests)) > 1:
+        ranks = {one: [r for r, other in enumerate(digests) if other == one] for one in digests}
+        found = "; ".join(f"ranks {who}: {digest}" for digest, who in ranks.items())
+        raise PlanError(
+            f"weight sync: ranks made different plans: {found}; start all of them with the same "
+            "config, model and version of megarl"
+        )
 
 
 def check_destination(
