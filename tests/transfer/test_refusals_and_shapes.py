@@ -35,7 +35,7 @@ def test_refusals(cluster: Cluster, tiny: TinyModels, servers: Servers) -> None:
             Place(nobody): (nobody, "no answer"),
             Place(without.url): (without.url, "Weight transfer not configured"),
             Place(other.url, ReplicaLayout(2)): (other.url, "has 1 workers", "t2", "ReplicaLayout"),
-            Place(other.url): (other.url, "parameters are not what the layout tables say"),
+            Place(other.url): (other.url, "model is not what the layout tables say"),
         }
         for place, parts in cases.items():
             world.run(jobs.make_transfer, [place])
