@@ -69,7 +69,11 @@ setup(
     package_data={"megarl": ["py.typed"], "megarl_cpp": ["py.typed", "csrc/*"]},
     ext_modules=[CPU, CUDA] if with_cuda() else [CPU],
     cmdclass={"build_ext": Build},
-    entry_points={"console_scripts": ["megarl = megarl.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["megarl = megarl.cli.main:main"],
+        # vLLM calls it in each of its processes: server processes learn to take weights from here.
+        "vllm.general_plugins": ["megarl = megarl.transfer.plugin:register"],
+    },
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.17",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,8 @@ from megarl.types import RowTable
 
 if TYPE_CHECKING:
     from megarl.train.learner import Learner
+    from megarl.transfer.servers import Server
+    from megarl.transfer.trainer import WeightTransfer
 
 ARGUMENT_OF = {
     "actor.model.path": "model_name",
@@ -138,6 +140,19 @@ class PPOTrainer:
         run = self._run
         dtype = torch_dtype(self._config.actor.model.dtype)
         export_hf(run.universe, run.actor, run.shape, dtype, folder, run.actor_path)
+
+    def weight_transfer(self, servers: Sequence[Server], **options: Any) -> WeightTransfer:
+        """The way from the policy to vLLM servers; see megarl/transfer/README.md.
+
+        options: those of WeightTransfer but the type on the wire, which is the policy's.
+        """
+        from megarl.models.transformer_config import torch_dtype
+        from megarl.transfer.trainer import WeightTransfer
+
+        run, wire = self._run, torch_dtype(self._config.actor.model.dtype)
+        return WeightTransfer(
+            run.universe, run.shape, run.actor, servers, wire_dtype=wire, **options
+        )
 
     def close(self) -> None:
         """Leave torch.distributed; nothing may be called after, but a new trainer may be made."""

@@ -171,12 +171,12 @@ def _report(found: Found) -> str:
 
 
 def _spread_rows(found: Found) -> list[list[str]]:
-    rows = [["a rank", "least", "mean", "most"]]
+    rows = [["a rank", "least", "mean", "most", "all ranks"]]
     names = ("copies in its GPU", "receives in its node", "receives from other nodes",
              "sends in its node", "sends to other nodes")  # fmt: skip
     for index, name in enumerate(names):
         values = [totals[index] * found.itemsize / GB for totals in found.totals.values()]
-        figures = min(values), sum(values) / len(values), max(values)
+        figures = min(values), sum(values) / len(values), max(values), sum(values)
         rows.append([name, *(f"{figure:.3f} GB" for figure in figures)])
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+ABORT_TAG = 73
+"""Nobody sends under it."""
+
+
+def gloo_reason(error: RuntimeError) -> str:
+    """What gloo says about a failure, without its advice on where to report it."""
+    return str(error).split(". This is typically")[0]
 
 
 class RankGroup:
@@ -65,6 +74,17 @@ class RankGroup:
             self._kept[kind] = make()
         found: T = self._kept[kind]
         return found
+
+    def abort(self) -> None:
+        """End every wait on this group at once, here and on its peers; it is of no use after.
+
+        Any thread may call it while another one waits.
+        """
+        if self.size > 1:
+            # gloo closes all connections of a group when one wait on it is over in vain.
+            with suppress(RuntimeError):
+                nothing = self.receive(torch.empty(1), (self.rank + 1) % self.size, ABORT_TAG)
+                nothing.wait(timedelta(milliseconds=1))
 
     def barrier(self) -> None:
         """Wait for all ranks."""

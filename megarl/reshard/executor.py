@@ -123,9 +123,8 @@ class Resharder:
     ) -> None:
         """buffer_bytes: of all buffers together; all ranks build it together, with the same sizes.
 
-        in_place: destinations that are views of sources already, and are left as they are.
-
         overlap: pack and unpack while another round is on the wire, or one after the other.
+        in_place: destinations that are views of sources already, and are left as they are.
         """
         self._group, self.plan, self._dtype = group, plan, wire_dtype
         self._overlap, rank = overlap, group.rank

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.errors import PeerError
-from megarl.mesh.group import RankGroup
+from megarl.mesh.group import RankGroup, gloo_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,8 @@ def wait_all(waits: Sequence[Wait]) -> None:
             wait.work.wait()
         except RuntimeError as error:
             raise PeerError(
-                f"rank {wait.rank} waited for rank {wait.peer} in vain ({wait.what}): {error}"
+                f"rank {wait.rank} waited for rank {wait.peer} in vain ({wait.what}): "
+                f"{gloo_reason(error)}"
             ) from error
 
 

@@ -20,7 +20,7 @@ from megarl.layout import ModelShape, Placement, Plan, hf_tensors
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.models.engine import layernorm_names
-from megarl.reshard.destination import check_destination
+from megarl.reshard.checks import check_destination, check_same_plan
 from megarl.reshard.executor import Resharder, SyncReport
 from megarl.reshard.in_place import check_addresses, views_for
 from megarl.reshard.indirect import IndirectLoads, without
@@ -108,9 +108,15 @@ class WeightSync:
 
     def text(self) -> str:
         """The plan of this rank, and what goes outside it, for people."""
-        lines = [f"{name}: its loader {what}" for name, what in self.indirect.items()]
-        head = f"{len(lines)} tensors go through the engine's own loaders, gathered whole:"
-        return "\n".join([head, *lines, "", self.plan.text()] if lines else [self.plan.text()])
+        aliased = "".join(f"  {name}\n" for name in sorted(self.aliased))
+        indirect = "".join(f"  {name}: its loader {it}\n" for name, it in self.indirect.items())
+        parts = {
+            "parameters that are views of the actor's, and are not moved": aliased,
+            "tensors that the engine's own loaders place, gathered whole": indirect,
+        }
+        return "".join(f"{head}:\n{some}\n" for head, some in parts.items() if some) + (
+            self.plan.text()
+        )
 
     def _move(self, verify: bool) -> SyncReport:
         """Nobody goes on, and nobody generates, before all ranks have verified."""
@@ -179,9 +185,7 @@ class WeightSync:
             node_of=self._universe.node_of.__getitem__,
             rank=self._universe.rank,
         )
-        digests = self._control.gather(plan.digest())
-        if len(set(digests)) > 1:
-            raise PlanError(f"weight sync: ranks made different plans: {digests}")
+        check_same_plan(self._control.gather(plan.digest()))
         return plan
 
     def _make_indirect_loads(self, shape: ModelShape) -> IndirectLoads:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial, wraps
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 
 
-def keep_linear_weights() -> None:
-    """vLLM packs linear weights for oneDNN and drops the parameter: keep it, to write into it."""
-    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
+def keep_linear_weights(wanted: Callable[[], bool] | None = None) -> None:
+    """vLLM packs linear weights for oneDNN and drops the parameter: keep it, to write into it.
 
-    if isinstance(utils.dispatch_cpu_unquantized_gemm, partial):
-        return
+    wanted: asked whenever a layer is packed; None keeps them in every model of this process.
+    """
+    from vllm.model_executor.layers import utils
+
     original = utils.dispatch_cpu_unquantized_gemm
+    asked: set[Callable[[], bool] | None] = getattr(original, "asked", set())
+    if wanted in asked:
+        return
 
     def keep(layer: torch.nn.Module, remove_weight: bool = False) -> None:
-        original(layer, remove_weight=False)
+        original(layer, remove_weight=remove_weight and wanted is not None and not wanted())
 
-    keeping = partial(keep)
-    for module in (utils, linear, vocab_parallel_embedding):
-        if hasattr(module, "dispatch_cpu_unquantized_gemm"):
-            module.dispatch_cpu_unquantized_gemm = keeping
+    setattr(keep, "asked", asked | {wanted})  # noqa: B010
+    utils.dispatch_cpu_unquantized_gemm = keep
 
 
 def map_experts() -> None:

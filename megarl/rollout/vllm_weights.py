@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megarl.errors import VerificationError
+from megarl.errors import ConfigError, VerificationError
 from megarl.runtime.device import on_cuda
 
 EXPERTS = ("w13_weight", "w2_weight")
+AS_LOADED = ("TRITON", "BATCHED_TRITON")
+"""vLLM's expert kernels for GPUs that compute with what its loaders wrote."""
 _LIVE = torch.nn.functional.linear
 """What a layer that is not packed computes with: it reads the parameter itself."""
 
@@ -27,6 +29,8 @@ class LiveWeights:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
+        if on_cuda():
+            _check_expert_kernels(model)
         self._packed: dict[str, weakref.ref[Any]] = {}
         self._staged = {} if on_cuda() else {n: _stage(m) for n, m in _expert_layers(model)}
 
@@ -93,6 +97,16 @@ def _expert_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if all(hasattr(module, which) for which in EXPERTS):
             yield name, module
+
+
+def _check_expert_kernels(model: torch.nn.Module) -> None:
+    for name, layer in _expert_layers(model):
+        kernel = layer.quant_method.unquantized_backend.name
+        if kernel not in AS_LOADED:
+            raise ConfigError(
+                f"rollout: vLLM re-packs {name} for its {kernel} kernel, but weights are written "
+                "as its loaders lay them out: set rollout.engine_args.moe_backend=triton"
+            )
 
 
 def _stage(layer: Any) -> dict[str, Tensor]:

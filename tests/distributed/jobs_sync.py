@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 from worker import Rank
 
 from megarl.config.schema import Config, OptimizerConfig
-from megarl.errors import PlanError, RunError
-from megarl.layout import ReplicaLayout, model_shape_from_hf
+from megarl.errors import PlanError, RunError, VerificationError
+from megarl.layout import Plan, ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.reshard import executor
@@ -175,6 +175,49 @@ def plan_text(rank: Rank) -> str:
     """What is kept beside a run."""
     stage: Stage = rank.kept["stage"]
     return stage.sync.text()
+
+
+def refused_sync(rank: Rank, hf: dict[str, Any], what: str) -> str:
+    """What a new sync between the same engines is refused with, when one rank is odd."""
+    stage: Stage = rank.kept["stage"]
+    engine, last = stage.rollout.engine, rank.rank == rank.universe.size - 1
+    live, digest = dict(engine.begin_load()), Plan.digest
+    name = "model.norm.weight"
+    odd = {
+        "another plan": live,
+        "missing": {key: each for key, each in live.items() if key != name},
+        "extra": live | {"model.norm.bias": live[name]},
+        "misshapen": live | {name: live[name][:-1]},
+    }[what]
+    other = mock.patch.object(Plan, "digest", lambda self: digest(self)[::-1])
+    settings = SyncSettings(torch.float32, BUFFER_BYTES)
+    shape = model_shape_from_hf(hf)
+    with (
+        mock.patch.object(engine, "begin_load", lambda: odd if last else live),
+        other if last and what == "another plan" else nullcontext(),
+        counting(rank) as counted,
+    ):
+        try:
+            WeightSync(rank.universe, rank.control, shape, stage.actor, stage.rollout, settings)
+        except PlanError as error:
+            assert counted == [0]
+            return str(error)
+    return ""
+
+
+def replaced_parameter(rank: Rank) -> str:
+    """What a sync says when vLLM computes with another tensor than the plan was bound to."""
+    stage: Stage = rank.kept["stage"]
+    parameter = stage.rollout.engine._model.get_parameter("model.norm.weight")
+    kept = parameter.data
+    parameter.data = kept.clone()
+    try:
+        stage.sync.run()
+    except VerificationError as error:
+        return str(error)
+    finally:
+        parameter.data = kept
+    return ""
 
 
 def strict_sync(rank: Rank, hf: dict[str, Any]) -> str:

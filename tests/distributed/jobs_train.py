@@ -69,7 +69,7 @@ def train_with_a_stale_replica(
     rank.kept["engine"] = run.rollout.engine
     sync_weights(run)
     run.actor.weight_version += 1  # as an update would
-    with mock.patch.object(run.weight_sync, "_canary", None):
+    with mock.patch.object(run.weight_sync.canary, "check"):
         engine = run.rollout.engine
         missed = rank.rank >= rollout_tp
         with mock.patch.object(engine, "commit", _forget) if missed else nullcontext():

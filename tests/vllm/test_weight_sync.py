@@ -218,3 +218,27 @@ def test_a_sync_that_did_not_arrive_is_caught(sabotage: str, stage: World) -> No
         assert error.startswith("VerificationError") and EXPECTED[sabotage] in error
     first, second = stage.run(jobs_sync.recover)
     assert first == second and len(first) == 2
+
+
+REFUSED = {
+    "another plan": "ranks made different plans: ranks [0]:",
+    "missing": "it lacks model.norm.weight, which is [64]",
+    "extra": "it has model.norm.bias [64], which they do not know",
+    "misshapen": "it has model.norm.weight as [63], and they as [64]",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_does_not_fit_is_refused_before_a_byte_moves(
+    what: str, stage: World, tiny: TinyModels
+) -> None:
+    """On all ranks, whichever is odd."""
+    hf = read_hf_config(tiny("llama-tied"))
+    for refusal in stage.run(jobs_sync.refused_sync, hf, what):
+        assert REFUSED[what] in refusal
+
+
+def test_a_parameter_that_vllm_replaced_is_not_written_past(stage: World) -> None:
+    for refusal in stage.run(jobs_sync.replaced_parameter):
+        assert "vLLM replaced model.norm.weight" in refusal
+    stage.run(jobs_sync.recover)
