@@ -21,6 +21,7 @@ from megarl.errors import ConfigError
 from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout, layout_from_config
 from megarl.reshard.placements import actor_placements, rollout_placements
+from megarl.runtime.device import on_cuda
 from megarl.runtime.environment import this_launch
 
 MODULE = "megarl.bench.reshard"
@@ -58,6 +59,12 @@ def main(argv: Sequence[str]) -> int:
             f"--rollout-tp {arguments.rollout_tp} does not divide --ranks {arguments.ranks}"
         )
     _check(arguments)
+    if on_cuda():
+        raise ConfigError(
+            "megarl bench reshard compares ways over gloo, in host memory, and this machine "
+            "computes on CUDA: run it with CUDA_VISIBLE_DEVICES= and the environment of "
+            "`make venv SET=cpu`"
+        )
     if this_launch().launcher != "alone":
         return _rank(arguments)
     from megarl.runtime import spawn

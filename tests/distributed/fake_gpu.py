@@ -109,10 +109,15 @@ class Gpu:
         digests_ptr: int = 0,
     ) -> None:
         digests = _digests(digests_ptr, len(source.table))
-        types: dict[str, DType] = {"src_dtype": src_dtype, "dst_dtype": dst_dtype}
-        table = source.table
         self.streams[queue.stream].put(
-            lambda: native.pack(table, pointer, nbytes, digests=digests, **types)
+            lambda: native.pack(
+                source.table,
+                pointer,
+                nbytes,
+                src_dtype=src_dtype,
+                dst_dtype=dst_dtype,
+                digests=digests,
+            )
         )
 
     def unpack(

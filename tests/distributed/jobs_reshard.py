@@ -20,6 +20,7 @@ from megarl import native
 from megarl.errors import MegaRLError, PeerError
 from megarl.layout import Placement
 from megarl.reshard.executor import Resharder, SyncReport
+from megarl.runtime.device import device
 from megarl.weights.load import strided_view
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -138,7 +139,7 @@ def _build(rank: Rank, world: World, options: Options) -> tuple[Any, Any, Reshar
 
 def _buffers(shapes: Shapes, dtype: str) -> dict[str, Tensor]:
     return {
-        name: torch.full(shape, math.nan, dtype=getattr(torch, dtype))
+        name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device=device())
         for name, shape in shapes.items()
     }
 
@@ -167,7 +168,7 @@ def _differences(
         expected = full[piece.tensor][tuple(map(slice, piece.box.lo, piece.box.hi))]
         for dtype in narrow:
             expected = expected.to(dtype)
-        found = strided_view(destinations[piece.buffer], piece)
+        found = strided_view(destinations[piece.buffer], piece).cpu()
         if not torch.equal(found, expected.to(found.dtype)):
             wrong.append(f"{piece.tensor} {piece.box}")
     return wrong + [name for name, buffer in destinations.items() if buffer.isnan().any()]
