@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.mesh.rows import RowMap
+from megarl.mesh.run_plan import RunPlan
 from megarl.runtime.environment import leave_pool
 from megarl.types import RowTable
 
@@ -214,11 +214,11 @@ def _table(batch: PPOBatch) -> RowTable:
 
 def _plan(config: Config) -> RunPlan:
     """The checks of a training run, as far as they are of settings and models."""
-    from megarl.config.validate.choices import check_names, check_numbers
-    from megarl.config.validate.engines import check_device
-    from megarl.config.validate.files import check_folders
-    from megarl.config.validate.meshes import make_plan
-    from megarl.config.validate.models import read_models
+    from megarl.validate.choices import check_names, check_numbers
+    from megarl.validate.engines import check_device
+    from megarl.validate.files import check_folders
+    from megarl.validate.meshes import make_plan
+    from megarl.validate.models import read_models
 
     check_device()
     check_names(config)

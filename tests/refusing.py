@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from megarl.config.load import load_config
-from megarl.config.plan import RunPlan
-from megarl.config.validate import Purpose, validate
 from megarl.errors import ConfigError
+from megarl.mesh.run_plan import RunPlan
+from megarl.validate import Purpose, validate
 
 
 def check(

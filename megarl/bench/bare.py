@@ -12,9 +12,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.utils import get_model_config
 
-from megarl.config.plan import RolePlan
 from megarl.config.schema import Config
 from megarl.mesh.role_mesh import RoleMesh
+from megarl.mesh.run_plan import RolePlan
 from megarl.models.optimizer import Trainer
 from megarl.models.transformer_config import torch_dtype, transformer_config
 from megarl.train.run import Run

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megarl.config.plan import RunPlan
+from megarl.mesh.run_plan import RunPlan
 from megarl.mesh.universe import Universe
 from megarl.reshard.executor import Resharder
 

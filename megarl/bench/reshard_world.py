@@ -14,10 +14,10 @@ import torch
 
 from megarl import native
 from megarl.bench.reshard_parts import Way, World, config_json
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf
 from megarl.mesh.layout import MeshLayout
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.mesh.universe import Universe
 from megarl.reshard.assignment import assign_shards
 from megarl.reshard.executor import Resharder

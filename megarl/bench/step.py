@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.observe.report import show, summary_table
 from megarl.runtime.environment import set_variables
 

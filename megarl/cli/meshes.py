@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.reshard.assignment import assign_shards
 
 

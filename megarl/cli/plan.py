@@ -84,13 +84,13 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
     from megarl import native
     from megarl.config.load import load_config
     from megarl.config.resources import wanted_world_size
-    from megarl.config.validate.choices import check_names, check_numbers
-    from megarl.config.validate.meshes import make_plan
-    from megarl.config.validate.models import read_models
     from megarl.layout import cost
     from megarl.reshard.assignment import assign_shards
     from megarl.reshard.placements import actor_placements, rollout_placements
     from megarl.reshard.rivals import gather_totals, m2n_elements
+    from megarl.validate.choices import check_names, check_numbers
+    from megarl.validate.meshes import make_plan
+    from megarl.validate.models import read_models
 
     config = load_config(parsed.config, parsed.overrides)
     check_names(config)

@@ -74,9 +74,9 @@ def _run(
     ranks_per_node: int | None,
     arguments: Sequence[str],
 ) -> int:
-    from megarl.config.validate import validate
     from megarl.runtime import spawn
     from megarl.runtime.environment import this_launch
+    from megarl.validate import validate
 
     config = loaded.config
     checked = spawn.is_checked()

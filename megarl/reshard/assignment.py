@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from megarl.config.plan import RunPlan
 from megarl.layout import Piece, Placement, ReplicaLayout
+from megarl.mesh.run_plan import RunPlan
 from megarl.reshard.placements import actor_placements, rollout_placements
 
 

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer
 
 from megarl.algorithms.kl import kl_controller
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.order import PromptOrder
 from megarl.data.prompts import PromptDataset, configured_prompts
@@ -19,6 +18,7 @@ from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
 from megarl.mesh.layout import megatron_slice
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.mesh.universe import Universe
 from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.models.transformer_config import torch_dtype

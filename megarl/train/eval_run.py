@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.mesh.control import Control
+from megarl.mesh.run_plan import RunPlan
 from megarl.mesh.universe import Universe
 from megarl.observe.progress import Progress
 from megarl.observe.report import show, summary_table

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config, RunConfig
 from megarl.mesh.control import Control
+from megarl.mesh.run_plan import RunPlan
 from megarl.mesh.universe import Pool, Universe
 from megarl.observe.rank_log import RankLog
 from megarl.reshard.assignment import assign_shards

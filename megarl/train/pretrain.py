@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
 from megarl.data.texts import Text, read_texts
 from megarl.mesh.control import Control
+from megarl.mesh.run_plan import RunPlan
 from megarl.mesh.universe import Universe
 from megarl.models.micro_batch import LossInputs, MicroBatch
 from megarl.models.transformer_config import torch_dtype

@@ -33,7 +33,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     PURE,
     ("megarl.native", "megarl.runtime", "megarl.observe"),
     ("megarl.mesh",),
-    ("megarl.config.plan",),
     (
         "megarl.models",
         "megarl.weights",
@@ -45,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("megarl.transfer",),
     ("megarl.roles",),
-    ("megarl.config.validate",),
+    ("megarl.validate",),
     ("megarl.train",),
     ("megarl.trainer", "megarl.bench", "megarl.cli", "megarl"),
 )

@@ -369,7 +369,7 @@ def test_packages_that_are_missing(
 
 
 def test_a_gpu_without_its_kernels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megarl.config.validate.engines.on_cuda", lambda: True)
+    monkeypatch.setattr("megarl.validate.engines.on_cuda", lambda: True)
     monkeypatch.setattr("megarl.native.cuda_available", lambda: False)
     refused(["computes on CUDA", "built without its CUDA part", "make build"], made, files=False)
     monkeypatch.setattr("megarl.native.cuda_available", lambda: True)

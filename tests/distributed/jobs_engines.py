@@ -12,13 +12,13 @@ import torch
 from tiny_models import EOS, VOCAB_SIZE
 from worker import Rank
 
-from megarl.config.validate.models import read_hf_config
 from megarl.errors import RunError
 from megarl.layout import ReplicaLayout, model_shape_from_hf, vllm_placement
 from megarl.rollout.engine import RolloutEngine, generate
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
+from megarl.validate.models import read_hf_config
 from megarl.weights.source import SafetensorsFolder
 
 MAX_MODEL_LEN = 64

@@ -8,13 +8,13 @@ from typing import Any
 
 from worker import Rank
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
-from megarl.config.validate.models import read_hf_config
 from megarl.layout import ReplicaLayout, model_shape_from_hf, with_scalar_head
 from megarl.mesh.layout import MeshLayout
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.roles.actor import Actor
 from megarl.train.build import Builder
+from megarl.validate.models import read_hf_config
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from layout_world import model
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.layout import ModelShape, ReplicaLayout, make_plan
 from megarl.mesh.layout import MeshLayout
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.reshard.assignment import assign_shards
 from megarl.reshard.placements import actor_placements, rollout_placements
 

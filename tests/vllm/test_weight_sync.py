@@ -18,9 +18,9 @@ from cluster import Cluster, World
 from jobs_sync import SyncCase
 from tiny_models import TinyModels
 
-from megarl.config.validate.models import read_hf_config
 from megarl.layout import ReplicaLayout, model_shape_from_hf, vllm_parameters
 from megarl.mesh.layout import MeshLayout
+from megarl.validate.models import read_hf_config
 
 pytestmark = [pytest.mark.dist, pytest.mark.vllm]
 CASES = {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from math import gcd
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.resources import ResolvedPools, pools_from_resources
 from megarl.config.schema import Config
-from megarl.config.validate.contradictions import check_mesh_settings
-from megarl.config.validate.models import Role, RoleModel
 from megarl.errors import ConfigError
 from megarl.layout.megatron_side import MegatronSlice, megatron_parameters, stage_layers
 from megarl.layout.replica import ReplicaLayout
 from megarl.layout.rules import ModelShape
 from megarl.layout.vllm_side import vllm_parameters
 from megarl.mesh.layout import MeshLayout, layout_from_config
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.runtime.device import on_cuda
+from megarl.validate.contradictions import check_mesh_settings
+from megarl.validate.models import Role, RoleModel
 
 CPU_HEAD_MULTIPLE = 32
 """vLLM's attention on CPU takes head sizes that are multiples of this."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 from megarl.algorithms.advantages import estimator
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
 from megarl.errors import ConfigError
+from megarl.mesh.run_plan import RunPlan
 from megarl.runtime.device import on_cuda
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
+from megarl.mesh.run_plan import RunPlan
 
 
 def check_groups(config: Config) -> None:

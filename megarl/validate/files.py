@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megarl.config.plan import RolePlan, RunPlan
 from megarl.config.schema import Config
 from megarl.data.prompts import configured_prompts
 from megarl.data.stop_tokens import stop_tokens
 from megarl.data.texts import check_texts
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, hf_tensors
+from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.load import configured_reward
 from megarl.weights.source import SafetensorsFolder

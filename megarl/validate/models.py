@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megarl.config.schema import Config, MeshConfig
-from megarl.config.validate.contradictions import needs_critic, needs_reference
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, model_shape_from_hf, with_scalar_head
 from megarl.models.rope import inverse_frequencies
+from megarl.validate.contradictions import needs_critic, needs_reference
 
 Role = Literal["actor", "critic", "reference", "reward"]
 

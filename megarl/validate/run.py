@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from megarl.config.plan import RunPlan
 from megarl.config.schema import Config
-from megarl.config.validate.batches import check_groups, check_lengths, check_replicas
-from megarl.config.validate.choices import check_names, check_numbers
-from megarl.config.validate.contradictions import check_alias, check_contradictions, check_schedule
-from megarl.config.validate.engines import check_device, check_engine, check_logger
-from megarl.config.validate.files import check_data, check_folders, check_run_folder
-from megarl.config.validate.meshes import make_plan
-from megarl.config.validate.models import read_models
+from megarl.mesh.run_plan import RunPlan
+from megarl.validate.batches import check_groups, check_lengths, check_replicas
+from megarl.validate.choices import check_names, check_numbers
+from megarl.validate.contradictions import check_alias, check_contradictions, check_schedule
+from megarl.validate.engines import check_device, check_engine, check_logger
+from megarl.validate.files import check_data, check_folders, check_run_folder
+from megarl.validate.meshes import make_plan
+from megarl.validate.models import read_models
 
 Purpose = Literal["train", "pretrain", "eval"]
 

@@ -5,6 +5,6 @@ is installed, `files` at checkpoints, tokenizer, data sets and the reward. None 
 Megatron or vLLM.
 """
 
-from megarl.config.validate.run import Purpose, validate
+from megarl.validate.run import Purpose, validate
 
 __all__ = ["Purpose", "validate"]
