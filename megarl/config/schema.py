@@ -70,7 +70,7 @@ class OptimizerConfig:
     optimizer_offload: bool = False
     """Keep Adam's states and fp32 main weights in (pinned) host memory but for the updates."""
     grad_offload: bool = False
-    """Give back the memory of the gradients but for the updates."""
+    """Keep gradients in (pinned) host memory but for the updates."""
 
 
 @dataclass

@@ -1,9 +1,8 @@
 """Memory that only training needs, away from the device while rollouts are made.
 
-Adam's states and fp32 main weights go to host memory (pinned, where the device is a GPU) and come
-back bit for bit; gradients are dead between two updates and are dropped. It is done below the
-tensors, by taking their storages' memory: every view (Megatron's buckets, `main_grad`, the
-optimizer's shards) stays what it is.
+Adam's states, fp32 main weights and gradients go to host memory (pinned, where the device is a GPU)
+and come back bit for bit. It is done below the tensors, by taking their storages' memory: every
+view (Megatron's buckets, `main_grad`, the optimizer's shards) stays what it is.
 """
 
 from __future__ import annotations
@@ -24,16 +23,11 @@ MIN_BYTES = 64
 class Offload:
     """Storages that leave their device and come back. The tensors may not be used meanwhile."""
 
-    def __init__(
-        self, moved: Callable[[], Iterable[Tensor]], dropped: Callable[[], Iterable[Tensor]]
-    ) -> None:
-        """moved: tensors whose content comes back; dropped: those that come back as zeros.
-
-        Both are asked at every `leave`: Adam has no states before its first step.
-        """
-        self._moved, self._dropped = moved, dropped
+    def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:
+        """tensors: asked for at every `leave`, since Adam has no states before its first step."""
+        self._tensors = tensors
         self._hosts: dict[int, Tensor] = {}
-        self._away: list[tuple[Storage, int, Tensor | None]] = []
+        self._away: list[tuple[Storage, Tensor]] = []
 
     @property
     def away(self) -> bool:
@@ -48,29 +42,25 @@ class Offload:
         if self._away:
             return 0
         hosts: dict[int, Tensor] = {}
-        for storage in _storages(self._moved()):
+        for storage in _storages(self._tensors()):
             host = self._hosts.get(storage._cdata)
             if host is None or host.nbytes != storage.nbytes():
                 host = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=on_cuda())
             host.copy_(_bytes(storage), non_blocking=True)
             hosts[storage._cdata] = host
-            self._away.append((storage, storage.nbytes(), host))
+            self._away.append((storage, host))
         self._hosts = hosts
-        self._away += [(s, s.nbytes(), None) for s in _storages(self._dropped())]
         synchronize()  # the copies are complete before their sources go
-        for storage, _, _ in self._away:
+        for storage, _ in self._away:
             storage.resize_(0)
         release_freed_memory()
-        return sum(nbytes for _, nbytes, _ in self._away)
+        return sum(host.nbytes for _, host in self._away)
 
     def come_back(self) -> None:
         """Take the memory again, with what was in it; nothing where it is there."""
-        for storage, nbytes, host in self._away:
-            storage.resize_(nbytes)
-            if host is None:
-                _bytes(storage).zero_()
-            else:
-                _bytes(storage).copy_(host, non_blocking=True)
+        for storage, host in self._away:
+            storage.resize_(host.nbytes)
+            _bytes(storage).copy_(host, non_blocking=True)
         self._away = []
 
 

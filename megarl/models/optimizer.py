@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -105,20 +106,14 @@ class Trainer:
             wd_incr_style="constant",
         )
 
-        parameters = [p for chunk in chunks for p in chunk.parameters()]
-        self._offload = Offload(
-            lambda: (
-                optimizer_tensors(self.optimizer, parameters) if config.optimizer_offload else ()
-            ),
-            lambda: gradient_tensors(self.chunks) if config.grad_offload else (),
-        )
+        self._offload = Offload(lambda: self._offloaded(config))
 
     def offload(self) -> int:
         """Give back the memory that the settings name until `onload`; the bytes on this rank."""
         return self._offload.leave()
 
     def onload(self) -> None:
-        """Take that memory again, where it was given back: Adam's as it was, gradients 0."""
+        """Take that memory again, where it was given back, with what was in it."""
         self._offload.come_back()
 
     def zero_grad(self) -> None:
@@ -137,3 +132,10 @@ class Trainer:
     def reload_master_weights(self) -> None:
         """Copy the model's weights into the fp32 main weights, after the model was loaded."""
         self.optimizer.reload_model_params()
+
+    def _offloaded(self, config: OptimizerConfig) -> Iterator[torch.Tensor]:
+        if config.optimizer_offload:
+            parameters = [p for chunk in self.chunks for p in chunk.parameters()]
+            yield from optimizer_tensors(self.optimizer, parameters)
+        if config.grad_offload:
+            yield from gradient_tensors(self.chunks)

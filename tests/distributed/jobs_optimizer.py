@@ -72,6 +72,8 @@ def offloaded_steps(
     tensors = {f"p{i}": p.detach().clone() for i, p in enumerate(parameters)}
     states = _large_states(trainer, parameters)
     tensors |= {f"s{i}": s.detach().clone() for i, s in enumerate(states)}
+    grads = gradient_tensors(trainer.chunks)
+    tensors |= {f"g{i}": g.detach().clone() for i, g in enumerate(grads)}
     count = sum(p.numel() for p in parameters)
     return OffloadFacts(tensors, freed, empty, stay, count)
 
