@@ -8,13 +8,12 @@ turns, so that a machine whose speed drifts is fair to all.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from megarl.bench.output import add_outputs, keep
 from megarl.errors import ConfigError
 
 
@@ -33,8 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--repeat", type=int, help="calls of one measurement (default: 10 on a GPU, 1 on a CPU)"
     )
     parser.add_argument("--threads", type=int, help="on a CPU (default: OMP_NUM_THREADS, or 1)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--png", type=Path, help="draw them here")
+    add_outputs(parser)
     return parser
 
 
@@ -48,10 +46,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name} is {value}: give {least} or more")
     found = measure(arguments)
     _show(found)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.png is not None:
-        _draw(found, arguments.png)
+    keep(arguments, found, _rates(found), "GB/s, read and written")
     return 0
 
 
@@ -120,20 +115,3 @@ def _show(found: Mapping[str, Any]) -> None:
             f"{statistics.median(shares):.2f}",
         )
     show(summary_table(rows, ("way", "GB/s", "quartiles", "to plain copy"), found["what"]))
-
-
-def _draw(found: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rates = _rates(found)
-    figure = Figure(figsize=(9, 0.35 * len(rates) + 1.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.boxplot(list(rates.values()), vert=False, tick_labels=list(rates), showfliers=False)
-    axes.set_xlabel("GB/s, read and written")
-    axes.set_xlim(left=0)
-    axes.invert_yaxis()
-    axes.set_title(found["what"], fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path)

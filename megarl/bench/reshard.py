@@ -7,7 +7,6 @@ turns, so that a machine whose speed drifts is fair to all.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megarl.bench.output import add_outputs, keep
 from megarl.bench.reshard_parts import config_json
 from megarl.config.shorthand import parse_mesh
 from megarl.errors import ConfigError
@@ -45,8 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--buffer-megabytes", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--png", type=Path, help="draw them here")
+    add_outputs(parser)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -104,10 +103,12 @@ def _rank(arguments: argparse.Namespace) -> int:
     if found is None:  # not the rank that reports
         return 0
     _show(found)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.png is not None:
-        _draw(found, arguments.png)
+    keep(
+        arguments,
+        found,
+        {n: way["seconds"] for n, way in found["ways"].items()},
+        "seconds for one sync, slowest rank",
+    )
     return 0
 
 
@@ -131,24 +132,6 @@ def _show(found: Mapping[str, Any]) -> None:
     heads = ("way", "seconds", "quartiles", "to ours", "to floor", "MB received", "MB extra")
     show(summary_table(rows, heads, found["what"]))
     show(summary_table({k: f"{v:.4f}" for k, v in found["beside"].items()}, ("beside", "median")))
-
-
-def _draw(found: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = list(found["ways"])
-    figure = Figure(figsize=(9, 0.5 * len(names) + 1.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    times = [found["ways"][name]["seconds"] for name in names]
-    axes.boxplot(times, vert=False, tick_labels=names, showfliers=False)
-    axes.set_xlabel("seconds for one sync, slowest rank")
-    axes.set_xlim(left=0)
-    axes.invert_yaxis()
-    axes.set_title(found["what"], fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path)
 
 
 if __name__ == "__main__":
