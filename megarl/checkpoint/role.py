@@ -1,0 +1,111 @@
+"""One role's weights, Adam states and schedule, as Megatron's torch_dist folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch import Tensor
+
+from megarl.errors import DataError
+from megarl.models.engine import MegatronEngine
+
+SHARDING = "fully_reshardable"
+"""Of the distributed optimizer's states: the one form that any other layout can load."""
+
+
+def save_role(engine: MegatronEngine, folder: Path) -> None:
+    """Write the role to an empty folder; all ranks of its pool call it together."""
+    with engine.mesh.activate():
+        dist_checkpointing.save(
+            _state(engine, loading=False),
+            str(folder),
+            content_metadata=_metadata(engine),
+        )
+
+
+def load_role(engine: MegatronEngine, folder: Path) -> None:
+    """Read weights and, where the role is trained, optimizer and schedule, under any layout.
+
+    All ranks of its pool call it together. Raises DataError, naming the folder, for one that is
+    not whole or belongs to another model.
+    """
+    with engine.mesh.activate():
+        try:
+            state = dist_checkpointing.load(_state(engine, loading=True), str(folder))
+        except (CheckpointingException, OSError, RuntimeError, ValueError, KeyError) as error:
+            raise DataError(f"checkpoint {folder} cannot be read: {error}") from error
+        for index, chunk in enumerate(engine.chunks):
+            chunk.load_state_dict(state[f"model{index}"], strict=False)
+        if engine.trainer is not None:
+            optimizer = engine.trainer.optimizer
+            for each in _each(optimizer):
+                _leave_steps_alone(each)
+            optimizer.load_state_dict(state["optimizer"])
+            engine.trainer.schedule.load_state_dict(state["schedule"])
+            _part_steps(optimizer)
+
+
+def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
+    metadata = _metadata(engine)
+    state: dict[str, Any] = {
+        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
+        for index, chunk in enumerate(engine.chunks)
+    }
+    if engine.trainer is not None:
+        optimizer = engine.trainer.optimizer
+        if loading:
+            _make_states(optimizer)
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state if len(engine.chunks) > 1 else state["model0"], loading, metadata=metadata
+        )
+        state["schedule"] = engine.trainer.schedule.state_dict()
+    return state
+
+
+def _metadata(engine: MegatronEngine) -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": SHARDING,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "dp_cp_group": engine.mesh.groups.dp_cp,
+    }
+
+
+def _each(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _make_states(optimizer: Any) -> None:
+    """torch's Adam has no `step` before its first: a load would leave it out."""
+    for each in _each(optimizer):
+        if hasattr(each, "_init_optimizer_states_with_dummy_values"):
+            each._init_optimizer_states_with_dummy_values()
+
+
+def _leave_steps_alone(optimizer: Any) -> None:
+    """Megatron copies each state of a parameter from the checkpoint; torch's step is not in it."""
+    name = "load_parameter_state_from_fully_reshardable"
+    original = getattr(type(optimizer), name, None)
+    if original is None:
+        return
+
+    def load(param_state: Any) -> None:
+        inner = optimizer.optimizer.state
+        steps = {p: state.pop("step") for p, state in inner.items() if "step" in state}
+        original(optimizer, param_state)
+        for parameter, step in steps.items():
+            inner[parameter]["step"] = step
+
+    setattr(optimizer, name, load)
+
+
+def _part_steps(optimizer: Any) -> None:
+    """After a load all states share one step tensor, which each parameter's step would advance."""
+    for each in _each(optimizer):
+        for state in each.optimizer.state.values() if each.optimizer is not None else ():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = torch.clone(state["step"])
