@@ -1,1 +1,1 @@
-"""Checkpoints of a run: every trained role's weights and optimizer, and the state of the run."""
+"""Checkpoints of a run, as folders on disk."""

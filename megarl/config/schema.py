@@ -280,6 +280,21 @@ class WeightSyncConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What is kept of a run, so that it can go on."""
+
+    save_interval: int = 0
+    """Steps between checkpoints, and one after the last step; 0: none."""
+    keep_last: int = 2
+    """How many stay; 0 is all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this stay for ever; 0: none."""
+    resume_mode: str = "auto"
+    """auto: go on from the newest checkpoint in run.dir, where there is one; never: start anew, and
+    set the earlier run's records aside."""
+
+
+@dataclass
 class ObserveConfig:
     """What is written where."""
 
@@ -341,5 +356,7 @@ class Config:
     """The verifier, the reward model."""
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     """Actor to rollout."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Going on after an interruption."""
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     """Logs, limits, progress."""

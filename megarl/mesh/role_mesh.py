@@ -80,7 +80,7 @@ class RoleMesh:
         self.groups = _make_groups(layout, factory)
         self.slice_group = factory.mine(layout.enumerate_groups(("tp", "cp", "pp")))
         """Ranks that work on the same rows."""
-        self._rng_states = _fresh_rng_states(self.at)
+        self.rng_states = _fresh_rng_states(self.at)
 
     @property
     def is_owner(self) -> bool:
@@ -117,11 +117,11 @@ class RoleMesh:
         if self.layout.vpp > 1:
             parallel_state._VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE = self.layout.vpp
         tracker = tensor_parallel.get_cuda_rng_tracker()
-        tracker.set_states(self._rng_states)
+        tracker.set_states(self.rng_states)
         try:
             yield
         finally:
-            self._rng_states = tracker.get_states()
+            self.rng_states = tracker.get_states()
             tracker.reset()
             for name in GLOBALS:
                 setattr(parallel_state, name, None)

@@ -38,6 +38,23 @@ class MetricsWriter:
         self._file.close()
 
 
+def drop_after(path: Path, step: int) -> None:
+    """Remove the lines of later steps, which a resumed run writes again, and a line cut off."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
+    aside = path.with_name(path.name + ".partial")
+    aside.write_bytes(b"".join(line + b"\n" for line in kept))
+    os.replace(aside, path)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def read_metrics(path: str | Path) -> dict[int, Metrics]:
     """Step -> metrics, steps ascending; null values are left out.
 

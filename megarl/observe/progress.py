@@ -41,6 +41,10 @@ class Progress:
         self._start = self._last_line = clock()
         self._bar = self._open_bar() if enabled and self._console.is_terminal else None
 
+    def begin_at(self, done: int) -> None:
+        """Steps that an earlier start of the run made."""
+        self._done = done
+
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Counts steps as done and shows the figures; earlier ones stay until given again."""
         if not self._enabled:

@@ -9,6 +9,7 @@ PLANS = "reshard-plan"
 RECORDS = (
     "config.yaml", "metrics.jsonl", "summary.json", "report.txt", "curves.png", "eval.json",
     "answers.jsonl", "answers-step*.jsonl", "events.out.tfevents.*", PLANS,
+    "checkpoints",
 )  # fmt: skip
 """Patterns of one run's files, and its folder of plans; logs go on, and a model is replaced when
 the next is whole."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,6 +46,14 @@ class Canary:
         self._control, self._actor, self._rollout, self._limit = control, actor, rollout, limit
         self._before: list[tuple[list[float], list[float]]] = []
         self.report = CanaryReport()
+
+    def state_dict(self) -> list[Any]:
+        """Log-probs after the last sync, on the actor and each replica."""
+        return self._before
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Compare the next sync with what was seen before it."""
+        self._before = [(list(ours), list(theirs)) for ours, theirs in state]
 
     def check(self, text: CanaryText, version: int) -> None:
         """Ask both engines, on all ranks together; VerificationError where they differ too much."""

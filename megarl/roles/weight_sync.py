@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,15 @@ class WeightSync:
         if self._settings.canary is not None:
             self.canary.check(self._settings.canary, self.version)
         return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that syncs after it report what they would have."""
+        return {"syncs": self._syncs, "canary": self.canary.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on: the next `run` brings the restored weights, as the last one before did."""
+        self._syncs = state["syncs"] - 1
+        self.canary.load_state_dict(state["canary"])
 
     def text(self) -> str:
         """The plan of this rank, and what goes outside it, for people."""

@@ -12,9 +12,9 @@ from tiny_models import VOCAB_SIZE
 from torch import Tensor
 from worker import Rank
 
-from megarl.checkpoint.role import load_role, save_role
 from megarl.config.schema import OptimizerConfig
 from megarl.mesh.layout import MeshLayout
+from megarl.models.dist_checkpoint import load_role, save_role
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 
 

@@ -51,9 +51,10 @@ def load_role(engine: MegatronEngine, folder: Path) -> None:
 
 def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
     metadata = _metadata(engine)
+    chunks: list[Any] = engine.chunks  # of Megatron's own classes
     state: dict[str, Any] = {
         f"model{index}": chunk.sharded_state_dict(metadata=metadata)
-        for index, chunk in enumerate(engine.chunks)
+        for index, chunk in enumerate(chunks)
     }
     if engine.trainer is not None:
         optimizer = engine.trainer.optimizer

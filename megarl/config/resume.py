@@ -1,0 +1,63 @@
+"""May a run go on with these settings? What decides its numbers must be what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megarl.config.keys import flatten
+from megarl.config.schema import Config
+from megarl.errors import ConfigError
+
+FREE = (
+    "run.steps", "run.eval_interval", "run.timeout_s", "run.stall_timeout_s", "run.export",
+    "run.world_size", "run.dir", "resources", "checkpoint", "observe", "weight_sync",
+    "actor.mesh", "critic.mesh", "reference.mesh", "reward.mesh",
+    "actor.optimizer.use_distributed_optimizer", "actor.optimizer.optimizer_offload",
+    "actor.optimizer.grad_offload", "actor.optimizer.overlap_grad_reduce",
+    "critic.optimizer.use_distributed_optimizer", "critic.optimizer.optimizer_offload",
+    "critic.optimizer.grad_offload", "critic.optimizer.overlap_grad_reduce",
+    "rollout.tensor_parallel_size", "rollout.pipeline_parallel_size",
+    "rollout.enable_expert_parallel", "rollout.kv_cache_megabytes",
+    "rollout.gpu_memory_utilization", "rollout.enforce_eager", "rollout.enable_sleep_mode",
+)  # fmt: skip
+"""Keys, with all below them, that may differ: how far, where and how fast the run goes."""
+
+
+def check_same_run(saved: Path, config: Config) -> None:
+    """ConfigError, with the first differences, where `saved` holds the settings of another run.
+
+    saved: the resolved settings in the run folder. Raises ConfigError too where it cannot be read.
+    """
+    try:
+        before = flatten(yaml.safe_load(saved.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{saved} cannot be read ({error}), so that the run there cannot go on: take another "
+            "run.dir, or set checkpoint.resume_mode=never"
+        ) from None
+    now = flatten(dataclasses.asdict(config))
+    different = [
+        f"{key} was {_shown(before, key)} and is {_shown(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if different:
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise ConfigError(
+            f"{saved.parent} holds a run with other settings: {'; '.join(different[:3])}{more}; "
+            "give the same, take another run.dir, or set checkpoint.resume_mode=never to start "
+            "anew (the earlier records are set aside)"
+        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not there"
