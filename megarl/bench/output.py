@@ -8,11 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megarl.errors import ConfigError
+
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """The arguments --json and --png."""
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--png", type=Path, help="draw them here")
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """ConfigError where a file could not be written at the end."""
+    for name in ("json", "png"):
+        path = getattr(arguments, name, None)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigError(f"--{name} {path}: give a file in a folder that exists")
 
 
 def keep(

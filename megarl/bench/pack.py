@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megarl.bench.output import add_outputs, keep
+from megarl.bench.output import add_outputs, check_outputs, keep
 from megarl.errors import ConfigError
 
 
@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}: give {least} or more")
+    check_outputs(arguments)
     found = measure(arguments)
     _show(found)
     keep(arguments, found, _rates(found), "GB/s, read and written")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megarl.bench.output import add_outputs, keep
+from megarl.bench.output import add_outputs, check_outputs, keep
 from megarl.bench.reshard_parts import config_json
 from megarl.config.shorthand import parse_mesh
 from megarl.errors import ConfigError
@@ -53,6 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Start the ranks, or be one of them; returns the exit status."""
     arguments = build_parser().parse_args(list(argv))
+    for name, least in {"ranks": 1, "rollout_tp": 1, "rounds": 2, "buffer_megabytes": 1}.items():
+        if getattr(arguments, name) < least:
+            flag, value = name.replace("_", "-"), getattr(arguments, name)
+            raise ConfigError(f"--{flag} is {value}: give {least} or more")
     if arguments.ranks % arguments.rollout_tp:
         raise ConfigError(
             f"--rollout-tp {arguments.rollout_tp} does not divide --ranks {arguments.ranks}"
@@ -64,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
             "computes on CUDA: run it with CUDA_VISIBLE_DEVICES= and the environment of "
             "`make venv SET=cpu`"
         )
+    check_outputs(arguments)
     if this_launch().launcher != "alone":
         return _rank(arguments)
     from megarl.runtime import spawn
@@ -127,9 +132,14 @@ def _show(found: Mapping[str, Any]) -> None:
             f"{median / statistics.median(reference['seconds']):.2f}",
             f"{median / floor:.2f}",
             f"{way['received_bytes'] / 1e6:.1f}",
+            f"{way['to_bound']:.2f}",
+            f"{way['messages']}",
             f"{way['extra_bytes'] / 1e6:.0f}",
         )
-    heads = ("way", "seconds", "quartiles", "to ours", "to floor", "MB received", "MB extra")
+    heads = (
+        "way", "seconds", "quartiles", "to ours", "to floor", "MB received", "to bound", "messages",
+        "MB extra",
+    )  # fmt: skip
     show(summary_table(rows, heads, found["what"]))
     show(summary_table({k: f"{v:.4f}" for k, v in found["beside"].items()}, ("beside", "median")))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from megarl import native
+from megarl.bench.count import counted
 from megarl.bench.reshard_parts import Way, World, config_json
 from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf
@@ -40,16 +41,21 @@ def measure(
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         extra = dict.fromkeys(ways, 0)
         packing = []
+        messages = dict.fromkeys(ways, 0)
         for index in range(arguments.rounds + 1):
             for name, way in ways.items():
                 world.engine.begin_load()
+                if not index:  # the first round warms up
+                    with counted() as sent:
+                        way.run()
+                    messages[name] = sent.count
+                    continue
                 taken, memory = _timed(world.universe, way.run)
-                if index:  # the first round warms up
-                    seconds[name].append(taken)
-                    extra[name] = max(extra[name], memory + way.kept_bytes)
+                seconds[name].append(taken)
+                extra[name] = max(extra[name], memory + way.kept_bytes)
             taken, _ = _timed(world.universe, lambda: world.engine.commit(1))
             packing.append(taken)
-        found = _gather(arguments, world, ways, seconds, extra, packing)
+        found = _gather(arguments, world, ways, seconds, extra, messages, packing)
         world.engine.close()
     return found if session.universe.rank == 0 else None
 
@@ -60,33 +66,40 @@ def _gather(
     ways: dict[str, Way],
     seconds: dict[str, list[float]],
     extra: dict[str, int],
+    messages: dict[str, int],
     packing: list[float],
 ) -> dict[str, Any]:
     """What all ranks saw; the report of rank 0."""
-    facts = world.universe.all_gather(({n: w.received_bytes for n, w in ways.items()}, extra))
-    received = {name: max(one[name] for one, _ in facts) for name in ways}
-    memory = {name: max(one[name] for _, one in facts) for name in ways}
+    own = {name: way.received_bytes for name, way in ways.items()}
+    facts = world.universe.all_gather((own, extra, messages))
+    received, memory, sent = (
+        {name: max(fact[part][name] for fact in facts) for name in ways} for part in range(3)
+    )
     report = world.resharder.run(verify=False)
     bounds = world.universe.all_gather((report.bytes_received, report.lower_bound_bytes))
+    needed = max(need for _, need in bounds)
     size = sum(p.numel() for p in world.actor.parameters().values())
     total = sum(world.universe.all_gather(size)) / world.run.actor.layout.dp
     layout, replica = world.run.actor.layout, world.run.replica
     return {
         "what": f"{total / 1e6:.0f} M parameters, {arguments.dtype}, {layout.describe()} -> "
         f"{len(world.run.rollout_ranks) // replica.size} x {replica.describe()}, "
-        f"{world.universe.size} processes on this machine, gloo",
+        f"{world.universe.size} processes on one node, gloo",
         "ways": {
             name: {
                 "seconds": seconds[name],
                 "received_bytes": received[name],
+                "messages": sent[name],
+                "to_bound": received[name] / needed if needed else 1.0,
                 "extra_bytes": memory[name],
             }
             for name in ways
         },
         "beside": {
             "vLLM packs its layers again, s": statistics.median(packing),
-            "bytes received / lower bound": max(got / max(need, 1) for got, need in bounds),
-            "messages of a rank": float(report.messages),
+            "bytes received / lower bound": max(
+                got / need if need else 1.0 + got for got, need in bounds
+            ),
             "rounds": float(report.rounds),
         },
     }

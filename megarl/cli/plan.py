@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,16 +46,19 @@ def main(arguments: Sequence[str]) -> int:
     parsed = build_parser().parse_intermixed_args(list(arguments))
     if parsed.ranks_per_node < 1:
         raise ConfigError(f"--ranks-per-node is {parsed.ranks_per_node}: give 1 or more")
+    if parsed.json is not None and (
+        parsed.json.is_dir() or not parsed.json.absolute().parent.is_dir()
+    ):
+        raise ConfigError(f"--json {parsed.json}: give a file in a folder that exists")
     given = {name: value for name in LINKS if (value := getattr(parsed, name)) is not None}
     for name, value in given.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}: give more than 0 GB/s")
     found = _plan(parsed, given)
     sys.stdout.write(_report(found))
     if parsed.transfers:
         sys.stdout.write("\n" + found.table + "\n")
     if parsed.json is not None:
-        parsed.json.parent.mkdir(parents=True, exist_ok=True)
         parsed.json.write_text(json.dumps(_as_json(found), indent=2) + "\n")
     return 0
 
@@ -87,7 +91,7 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
     from megarl.layout import cost
     from megarl.reshard.assignment import assign_shards
     from megarl.reshard.placements import actor_placements, rollout_placements
-    from megarl.reshard.rivals import gather_totals, m2n_elements
+    from megarl.reshard.rivals import gather_totals, m2n_totals
     from megarl.validate.choices import check_names, check_numbers
     from megarl.validate.meshes import make_plan
     from megarl.validate.models import read_models
@@ -115,11 +119,11 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
     model = cost.LinkModel(**links)
     totals = native.plan_totals(sources, needed, node_of=node_of)
     gathered = gather_totals(shape, run.actor.layout, run.actor.ranks, run.rollout_ranks, node_of)
-    m2n = m2n_elements(shape, run.replica.tp)
+    m2n = m2n_totals(shape, run.replica.tp, run.actor.ranks, run.rollout_ranks, node_of)
     schemes = {
         "this engine": cost.cost_of(totals.values(), itemsize, model),
         "full gather": cost.cost_of(gathered.values(), itemsize, model),
-        "vLLM's m2n": cost.cost_of([cost.Totals(0, 0, m2n, 0, m2n)] * len(needed), itemsize, model),
+        "vLLM's m2n": cost.cost_of(m2n.values(), itemsize, model),
     }
     size = sum(piece.box.numel for placement in needed.values() for piece in placement)
     alias = _aliased([(sources.get(rank, ()), needed[rank]) for rank in needed])
@@ -160,8 +164,8 @@ def _report(found: Found) -> str:
         f"seconds: the slowest rank's slowest link, with {links} a rank and direction",
         "full gather: each stage's tensors gathered over its tensor ranks, then broadcast whole to "
         "the other stages' ranks",
-        "vLLM's m2n: every worker receives row-parallel dense weights as shards, all else in full, "
-        "from other nodes",
+        "vLLM's m2n: every worker receives row-parallel dense weights as shards, all else in "
+        "full, from all of the trainer's ranks alike",
         f"already in place, byte for byte: {100 * found.aliased:.1f} % of the rollout's weights",
         f"plan {found.digest[:16]}: rank {found.rank} made its own in {found.plan_s:.2f} s",
         "",

@@ -41,7 +41,9 @@ class ReplicaLayout:
     """Distance of neighbouring stages; None: that of the tensor ranks times their number."""
 
     def __post_init__(self) -> None:
-        """ConfigError for strides under which replicas would overlap."""
+        """ConfigError for sizes below 1, and strides under which replicas would overlap."""
+        if min(self.tp, self.pp) < 1:
+            raise ConfigError(f"replicas of {self.tp} tensor ranks x {self.pp} stages have no rank")
         (step, size), (outer, _) = self._steps
         if step < 1 or outer % (step * size):
             raise ConfigError(
@@ -55,10 +57,9 @@ class ReplicaLayout:
         return self.tp * self.pp
 
     @property
-    def span(self) -> int:
-        """Ranks of the smallest block that holds whole replicas."""
-        outer, size = self._steps[1]
-        return outer * size
+    def sizes(self) -> tuple[int, int, bool]:
+        """All but the strides."""
+        return self.tp, self.pp, self.expert_parallel
 
     def place_of(self, index: int) -> int:
         """Rank number `index`'s position in its replica: stage x tp + tensor rank."""

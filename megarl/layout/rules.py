@@ -70,7 +70,8 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise ConfigError(f"config.json: {key} is true: {family.name} is supported without it")
-    head_dim = config.get("head_dim") or family.default_head_dim
+    given = config.get("head_dim") is not None
+    head_dim = _positive(config, "head_dim") if given else family.default_head_dim
     if head_dim is None:
         if hidden % heads:
             raise ConfigError(
@@ -78,7 +79,8 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
                 "and head_dim is not given"
             )
         head_dim = hidden // heads
-    kv_heads = config.get("num_key_value_heads", family.default_kv_heads) or heads
+    kv = {"num_key_value_heads": config.get("num_key_value_heads", family.default_kv_heads)}
+    kv_heads = heads if kv["num_key_value_heads"] is None else _positive(kv, *kv)
     if heads % kv_heads:
         raise ConfigError(
             f"config.json: num_key_value_heads {kv_heads} does not divide "
@@ -92,8 +94,8 @@ def model_shape_from_hf(config: Mapping[str, Any], *, tp: int = 1) -> ModelShape
         hidden_size=hidden,
         ffn_hidden_size=_positive(config, "intermediate_size"),
         num_heads=heads,
-        num_kv_heads=int(kv_heads),
-        head_dim=int(head_dim),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // multiple) * multiple,
         tied=bool(config.get("tie_word_embeddings", False)),

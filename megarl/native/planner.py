@@ -79,7 +79,9 @@ class _Tables:
         self._destinations = self._rows(destinations, node_of)
 
     def match(self, grain: int, rank: int | None, *, totals: bool) -> NDArray[np.int64]:
-        """The decisions' cells; raises _Uncovered."""
+        """The decisions' cells; raises _Uncovered, and ValueError for a grain below 1."""
+        if grain < 1:
+            raise ValueError(f"grain is {grain}: give 1 element or more")
         cpu = loaded(megarl_cpp.cpu)
         pieces = np.array(self._flat, dtype=np.int64)
         handle, count = ctypes.c_void_p(), ctypes.c_int64()

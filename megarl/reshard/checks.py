@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from megarl.errors import PlanError
 from megarl.layout import ModelShape, Recording, VllmSlice, vllm_parameters, vllm_placement
 from megarl.layout.placement import difference
+
+CASTABLE = {torch.float32, torch.bfloat16}
+"""To each other, by megarl_cpp."""
 
 
 def check_same_plan(digests: Sequence[str]) -> None:
@@ -27,14 +31,16 @@ def check_destination(
     slice_: VllmSlice,
     live: Mapping[str, Tensor],
     recording: Recording | None,
+    wire_dtype: torch.dtype,
 ) -> Mapping[str, str]:
     """Tensors whose loaders could not be recorded, with what they did; {} where all were.
 
     live: this rank's parameters by vLLM's names. recording: what the engine's own loaders do; None
     for an engine without any. Raises PlanError where names, shapes or places differ from the
-    layout tables'.
+    layout tables', or a parameter's type is not one that the wire's can be cast to.
     """
     _check_shapes(vllm_parameters(shape, slice_), live)
+    _check_types(live, wire_dtype)
     if recording is None:
         return {}
     tables = vllm_placement(shape, slice_, padded_vocab=False)
@@ -47,6 +53,17 @@ def check_destination(
             f"{piece.offset} of {piece.buffer}; install the vLLM that requirements/ pins"
         )
     return recording.unrecordable
+
+
+def _check_types(live: Mapping[str, Tensor], wire_dtype: torch.dtype) -> None:
+    castable = CASTABLE if wire_dtype in CASTABLE else {wire_dtype}
+    for name, tensor in live.items():
+        if tensor.dtype not in castable:
+            raise PlanError(
+                f"weight sync: vLLM holds {name} as {tensor.dtype}, and weights travel as "
+                f"{wire_dtype}: only float32 and bfloat16 are cast to each other; start vLLM with "
+                "the dtype of the trainer"
+            )
 
 
 def _check_shapes(expected: Mapping[str, tuple[int, ...]], live: Mapping[str, Tensor]) -> None:

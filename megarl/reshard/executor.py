@@ -101,6 +101,31 @@ class _Local:
     digests: slice
 
 
+class RoundBuffers:
+    """Two buffers to send from and two to receive into; several executors may take turns."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.out, self.into = _two(0, dtype), _two(0, dtype)
+
+    def reserve(self, out: int, into: int) -> None:
+        """Make them as large as rounds of so many elements need; what was in them is lost."""
+        if out > self.out[0].numel():
+            self.out = _two(out, self.dtype)
+        if into > self.into[0].numel():
+            self.into = _two(into, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all four."""
+        return sum(buffer.nbytes for buffer in (*self.out, *self.into))
+
+
+def _two(numel: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    first, second = (torch.empty(numel, dtype=dtype, device=device()) for _ in range(2))
+    return first, second
+
+
 class Resharder:
     """A plan bound to live tensors; build once, run after every update.
 
@@ -119,12 +144,14 @@ class Resharder:
         buffer_bytes: int,
         overlap: bool = True,
         in_place: Collection[str] = (),
+        buffers: RoundBuffers | None = None,
         alone_elements: int = ALONE_ELEMENTS,
     ) -> None:
         """buffer_bytes: of all buffers together; all ranks build it together, with the same sizes.
 
         overlap: pack and unpack while another round is on the wire, or one after the other.
         in_place: destinations that are views of sources already, and are left as they are.
+        buffers: those of another executor, which runs at other times.
         """
         self._group, self.plan, self._dtype = group, plan, wire_dtype
         self._overlap, rank = overlap, group.rank
@@ -143,8 +170,11 @@ class Resharder:
             for relay in (False, True)
         ]
         self._aliased = sum(destinations[name].nbytes for name in in_place)
-        self._out = self._make_buffers([step.sends for step in self._steps])
-        self._into = self._make_buffers([step.receives for step in self._steps])
+        self.buffers = buffers or RoundBuffers(wire_dtype)
+        self.buffers.reserve(
+            _largest([step.sends for step in self._steps]),
+            _largest([step.receives for step in self._steps]),
+        )
         self._sent = self._empty(self._counts["src"], torch.int64)
         # What each region's digest should be, and what it is.
         self._expected, self._found = self._empty(2 * self._counts["dst"], torch.int64).chunk(2)
@@ -200,7 +230,7 @@ class Resharder:
     def _pack(self, index: int, verify: bool) -> None:
         if not 0 <= index < len(self._steps):
             return
-        buffer = self._out[index % 2]
+        buffer = self.buffers.out[index % 2]
         for lane in self._steps[index].sends:
             digests = self._sent[lane.digests] if verify else None
             if lane.direct is None:
@@ -221,15 +251,15 @@ class Resharder:
             return found
 
         return self._wire.start(
-            parcels(step.receives, self._into[index % 2], self._expected),
-            parcels(step.sends, self._out[index % 2], self._sent),
+            parcels(step.receives, self.buffers.into[index % 2], self._expected),
+            parcels(step.sends, self.buffers.out[index % 2], self._sent),
             f"weight sync, round {index + 1} of {len(self._steps)}",
         )
 
     def _unpack(self, index: int) -> None:
         if not 0 <= index < len(self._steps):
             return
-        buffer = self._into[index % 2]
+        buffer = self.buffers.into[index % 2]
         for lane in self._steps[index].receives:
             if lane.direct is None:
                 lane.regions.unpack(lane.of(buffer))
@@ -290,11 +320,6 @@ class Resharder:
         self._counts[side] += len(message.transfers)
         return slice(start, self._counts[side])
 
-    def _make_buffers(self, rounds: Sequence[tuple[_Lane, ...]]) -> tuple[Tensor, ...]:
-        """Two buffers, no larger than the largest round needs."""
-        needed = max((sum(lane.buffered for lane in lanes) for lanes in rounds), default=0)
-        return tuple(self._empty(needed, self._dtype) for _ in range(2))
-
     def _empty(self, numel: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(numel, dtype=dtype, device=self._mover.device)
 
@@ -319,7 +344,7 @@ class Resharder:
             rounds=len(self._steps),
             bytes_aliased=self._aliased,
             regions_verified=self._counts["dst"] if verify else 0,
-            buffer_bytes=sum(buffer.nbytes for buffer in (*self._out, *self._into)),
+            buffer_bytes=self.buffers.nbytes,
         )
 
 
@@ -329,3 +354,8 @@ def _parts(group: RankGroup) -> tuple[Mover, Wire]:
     if here.type == "cpu":
         return HostMover(threads_per_process()), GlooWire(group)
     return CudaMover(here), NcclWire(group, here)
+
+
+def _largest(rounds: Sequence[tuple[_Lane, ...]]) -> int:
+    """Elements that the largest round takes of a buffer."""
+    return max((sum(lane.buffered for lane in lanes) for lanes in rounds), default=0)

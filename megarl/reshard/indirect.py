@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from megarl import native
-from megarl.layout import Placement, Plan, file_placement, hf_tensors
+from megarl.errors import VerificationError
+from megarl.layout import Placement, file_placement, hf_tensors
 from megarl.layout.rules import ModelShape
 from megarl.mesh.group import RankGroup
-from megarl.reshard.executor import Resharder
+from megarl.reshard.executor import Resharder, RoundBuffers
 from megarl.runtime.device import device
 
 Load = Callable[[str, Tensor], None]
@@ -24,7 +25,7 @@ Load = Callable[[str, Tensor], None]
 
 
 class IndirectLoads:
-    """The tensors, their plans, and this rank's loader; `run` once in every sync."""
+    """The tensors, an executor for each, and this rank's loader; `run` once in every sync."""
 
     def __init__(
         self,
@@ -36,53 +37,56 @@ class IndirectLoads:
         live: Mapping[str, Tensor],
         load: Load | None,
         *,
-        wire_dtype: torch.dtype,
         buffer_bytes: int,
+        buffers: RoundBuffers,
     ) -> None:
         """sources: of the trainer, without padding of the vocabulary; live: its parameters here.
 
-        receivers: ranks of the rollout; load: on those only.
+        receivers: ranks of the rollout; load: on those only. buffers: the executor's of all other
+        tensors, at most buffer_bytes. Raises what `Resharder` raises.
         """
-        self._group, self._live, self._load = group, live, load
-        self._wire, self._buffer_bytes = wire_dtype, buffer_bytes
-        self._shapes = {name: hf_tensors(shape)[name] for name in tensors}
+        self._load = load
+        shapes = {name: hf_tensors(shape)[name] for name in tensors}
         whole = {piece.tensor: (piece,) for piece in file_placement(shape)}
-        self._plans: dict[str, Plan] = {
-            name: native.plan(
+        largest = max(map(prod, shapes.values())) if load else 0
+        scratch = torch.empty(largest, dtype=buffers.dtype, device=device())
+        self._parts: list[tuple[str, Tensor, Resharder]] = []
+        for name, size in shapes.items():
+            full = scratch[: prod(size)].view(size) if load else scratch
+            plan = native.plan(
                 {rank: _only(name, placement) for rank, placement in sources.items()},
                 dict.fromkeys(receivers, whole[name]),
                 node_of=group.node_of.__getitem__,
                 rank=group.rank,
             )
-            for name in tensors
-        }
+            resharder = Resharder(
+                group,
+                plan,
+                live,
+                {name: full} if load else {},
+                wire_dtype=buffers.dtype,
+                buffer_bytes=buffer_bytes,
+                buffers=buffers,
+            )
+            self._parts.append((name, full, resharder))
 
     def run(self, verify: bool) -> int:
         """Gather and load every tensor; returns the bytes that this rank received for them.
 
-        Raises what `Resharder.run` raises.
+        Raises VerificationError at the end, so that no rank waits for a message, and PeerError as
+        `Resharder.run`.
         """
-        largest = max((prod(shape) for shape in self._shapes.values()), default=0)
-        numel = largest if self._load else 0
-        scratch = torch.empty(numel, dtype=self._wire, device=device())
-        received = 0
-        for name, plan in self._plans.items():
-            shape = self._shapes[name]
-            full = scratch[: prod(shape)].view(shape) if self._load else None
-            received += (
-                Resharder(
-                    self._group,
-                    plan,
-                    self._live,
-                    {} if full is None else {name: full},
-                    wire_dtype=self._wire,
-                    buffer_bytes=self._buffer_bytes,
-                )
-                .run(verify)
-                .bytes_received
-            )
-            if self._load is not None and full is not None:
+        received, problem = 0, None
+        for name, full, resharder in self._parts:
+            try:
+                received += resharder.run(verify).bytes_received
+            except VerificationError as error:
+                problem = problem or error
+                continue
+            if self._load is not None:
                 self._load(name, full)
+        if problem is not None:
+            raise problem
         return received
 
 

@@ -21,12 +21,13 @@ def gather_totals(
     """Gather to full tensors, then load: what each rank receives.
 
     A stage's tensors are gathered over its tensor ranks (experts over theirs), then broadcast whole
-    from each rank to its peers in the other stages. Ranks outside the actor's pool are sent all.
+    from each rank to its peers in the other stages. Ranks outside the actor's pool are sent all,
+    by all of its ranks alike.
     """
     experts = layout.expert_layout()
     stages = [_sizes(_whole_stage(shape, layout, stage)) for stage in range(layout.pp)]
     total = sum(dense + expert for dense, expert in stages)
-    found = {rank: Totals(0, 0, total, 0, 0) for rank in rollout_ranks}
+    found = {rank: _received(total, rank, actor_ranks, node_of) for rank in rollout_ranks}
     held: dict[int, tuple[int, int]] = {}
     for index, rank in enumerate(actor_ranks):
         at, place = layout.coordinates(index), experts.coordinates(index)
@@ -56,6 +57,31 @@ def gather_totals(
                 near, far = near + sum(sizes) * here, far + sum(sizes) * (not here)
         found[rank] = Totals(0, near, far, 0, 0)
     return found
+
+
+def m2n_totals(
+    shape: ModelShape,
+    tensor_parallel_size: int,
+    actor_ranks: Sequence[int],
+    rollout_ranks: Sequence[int],
+    node_of: Callable[[int], int],
+) -> dict[int, Totals]:
+    """vLLM's own many-to-many transfer: what each worker receives, and as much sent."""
+    size = m2n_elements(shape, tensor_parallel_size)
+    return {
+        rank: Totals(0, near, far, near, far)
+        for rank in rollout_ranks
+        for _, near, far, _, _ in [_received(size, rank, actor_ranks, node_of)]
+    }
+
+
+def _received(
+    size: int, rank: int, actor_ranks: Sequence[int], node_of: Callable[[int], int]
+) -> Totals:
+    """From all ranks of the actor alike, some of them on the rank's own node."""
+    close = sum(node_of(peer) == node_of(rank) for peer in actor_ranks)
+    near = size * close // len(actor_ranks)
+    return Totals(0, near, size - near, 0, 0)
 
 
 def m2n_elements(shape: ModelShape, tensor_parallel_size: int) -> int:

@@ -61,12 +61,18 @@ def make_rounds(
     """This rank's part of each round; their number is the same on all ranks.
 
     capacity: elements that a rank can send in one round, and as many receive. All ranks call it
-    together. Raises PlanError where one row of a tensor is more than that.
+    together. Raises PlanError, on all of them, where one row of a tensor is more than that.
     """
     lanes = _Lanes(plan, rank)
     relays = bool(agree(np.array([int(lanes.has_relays)]), largest=True)[0])
     room = capacity // 2 if relays else capacity
-    parts = agree(lanes.parts_needed(room), largest=True)
+    parts, short = agree(np.concatenate(lanes.parts_needed(room)), largest=True).reshape(2, -1)
+    if short.any():
+        tensor = int(short.argmax())
+        raise PlanError(
+            f"weight_sync.buffer_megabytes is too small: one row of {plan.tensors[tensor]} for all "
+            f"its receivers is {short[tensor]} elements, and a buffer has room for {room}"
+        )
     steps = [(tensor, part) for tensor in range(len(parts)) for part in range(parts[tensor])]
     reach = agree(lanes.reach(steps, parts, room), largest=False)
     found: defaultdict[int, tuple[list[Transfer], list[Transfer]]] = defaultdict(lambda: ([], []))
@@ -92,7 +98,7 @@ class _Lanes:
 
     def __init__(self, plan: Plan, rank: int) -> None:
         number = {tensor: index for index, tensor in enumerate(plan.tensors)}
-        self._tensors = plan.tensors
+        self._count = len(plan.tensors)
         self.lanes: list[tuple[list[list[Transfer]], int, bool]] = []
         for direction, transfers in enumerate((plan.sends(rank), plan.receives(rank))):
             for relay in (False, True):
@@ -103,23 +109,24 @@ class _Lanes:
                 self.lanes.append((lane, direction, relay))
         self.has_relays = any(t.relay for t in plan.sends(rank))
 
-    def parts_needed(self, room: int) -> Vector:
-        """Into how many parts each tensor must be cut for a part to fit."""
-        return np.array([self._parts_needed(tensor, room) for tensor in range(len(self._tensors))])
+    def parts_needed(self, room: int) -> tuple[Vector, Vector]:
+        """Into how many parts each tensor must be cut for a part to fit.
 
-    def _parts_needed(self, tensor: int, room: int) -> int:
+        And the elements of the smallest part, where that does not fit either, or 0.
+        """
+        found = [self._parts_needed(tensor, room) for tensor in range(self._count)]
+        parts, short = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        return parts, short
+
+    def _parts_needed(self, tensor: int, room: int) -> tuple[int, int]:
         parts = 1
         for lane, _, _ in self.lanes:
             rows = max((_rows(transfer) for transfer in lane[tensor]), default=1)
             while (largest := sum(_largest_part(t, parts) for t in lane[tensor])) > room:
                 if parts >= rows:
-                    raise PlanError(
-                        f"weight_sync.buffer_megabytes is too small: one row of "
-                        f"{self._tensors[tensor]} for all its receivers is {largest} elements, "
-                        f"and a buffer has room for {room}"
-                    )
+                    return parts, largest
                 parts = min(2 * parts, rows)
-        return parts
+        return parts, 0
 
     def reach(self, steps: Sequence[tuple[int, int]], parts: Vector, room: int) -> Vector:
         """From each step, the first one that no longer fits into the same round."""

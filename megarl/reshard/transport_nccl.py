@@ -39,6 +39,10 @@ class NcclComm:
         name = self._nccl.unique_id_from_bytes(group.all_gather(own)[0])
         self._comm = self._nccl.ncclCommInitRank(group.size, name, group.rank)
 
+    def abort(self) -> None:
+        """End what is under way; it is of no use after."""
+        self._nccl.ncclCommAbort(self._comm)
+
     def exchange(self, receives: Sequence[Parcel], sends: Sequence[Parcel], stream: int) -> None:
         """Queue all messages on a stream, as one call; they go at the same time."""
         self._nccl.ncclGroupStart()
@@ -122,6 +126,9 @@ class NcclWire:
         deadline = time.monotonic() + limit
         while not exchange.arrived.query():
             if time.monotonic() > deadline:
+                if self._comm is not None:  # or its kernel would wait, and might still write
+                    self._comm.abort()
+                self._under_way = []
                 raise PeerError(
                     f"rank {self._group.rank} waited for ranks "
                     f"{sorted({*exchange.sources, *exchange.targets})} in vain ({exchange.what}: "

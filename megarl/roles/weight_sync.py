@@ -100,9 +100,9 @@ class WeightSync:
         interval = self._settings.verify_interval
         report = self._move(verify=interval > 0 and self._syncs % interval == 0)
         self._syncs += 1
-        self.version = self._actor.weight_version
         if engine:
-            engine.commit(self.version)
+            engine.commit(self._actor.weight_version)
+        self.version = self._actor.weight_version
         if self._settings.canary is not None:
             self.canary.check(self._settings.canary, self.version)
         return report
@@ -130,19 +130,20 @@ class WeightSync:
 
     def _move(self, verify: bool) -> SyncReport:
         """Nobody goes on, and nobody generates, before all ranks have verified."""
-        report, problem = None, None
+        report, problem, received = None, None, 0
         try:
             report = self._resharder.run(verify=verify)
-            if self._indirect_loads is not None:
-                received = self._indirect_loads.run(verify)
-                report = replace(report, bytes_indirect=received)
         except VerificationError as error:
             problem = str(error)
+        try:  # in any case: the other ranks do
+            received = self._indirect_loads.run(verify) if self._indirect_loads else 0
+        except VerificationError as error:
+            problem = problem or str(error)
         for found in self._control.gather(problem):
             if found is not None:
                 raise VerificationError(found)
         assert report is not None
-        return report
+        return replace(report, bytes_indirect=received)
 
     def _inspect(self, shape: ModelShape, live: Mapping[str, Tensor]) -> dict[str, str]:
         """Tensors that some rank's loaders must place; PlanError on all ranks for what is odd."""
@@ -152,7 +153,9 @@ class WeightSync:
             recording = self._rollout.engine.record_loaders(hf_tensors(shape))
             slice_ = self._rollout.replica.slice_of(index)
             try:
-                found = dict(check_destination(shape, slice_, live, recording))
+                found = dict(
+                    check_destination(shape, slice_, live, recording, self._settings.wire_dtype)
+                )
             except PlanError as error:
                 problem = str(error)
         answers = self._control.gather((problem, found))
@@ -207,8 +210,8 @@ class WeightSync:
             self._rollout.pool.ranks,
             self._live_actor(),
             self._rollout.engine.load_full if self._rollout.here else None,
-            wire_dtype=self._settings.wire_dtype,
             buffer_bytes=self._settings.buffer_bytes,
+            buffers=self._resharder.buffers,
         )
 
     def _sources(self, shape: ModelShape, *, padded_vocab: bool) -> dict[int, Placement]:

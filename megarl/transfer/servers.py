@@ -47,8 +47,12 @@ class Server(Protocol):
         """Close the update under the name of a version."""
         ...
 
+    def forget(self, timeout_s: float) -> None:
+        """Forget the keys and values of earlier weights."""
+        ...
+
     def resume(self, timeout_s: float) -> None:
-        """Forget the keys and values of earlier weights, and generate again."""
+        """Generate again."""
         ...
 
     def release(self, timeout_s: float) -> None:
@@ -95,10 +99,13 @@ class HttpServer:
         """See Server."""
         self._call("POST", "finish_weight_update", {"weight_version": version}, timeout_s)
 
-    def resume(self, timeout_s: float) -> None:
+    def forget(self, timeout_s: float) -> None:
         """See Server."""
         if not self._call("POST", "reset_prefix_cache", {}, timeout_s)["success"]:
-            raise PeerError(f"{self.name} did not reset its prefix cache; it stays paused")
+            raise PeerError(f"{self.name} did not reset its prefix cache")
+
+    def resume(self, timeout_s: float) -> None:
+        """See Server."""
         self._call("POST", "resume", {}, timeout_s)
 
     def release(self, timeout_s: float) -> None:
@@ -164,11 +171,15 @@ class OfflineServer:
         with named(self.name, "finish_weight_update"):
             self._llm.finish_weight_update(version)
 
+    def forget(self, timeout_s: float) -> None:
+        """See Server."""
+        with named(self.name, "reset_prefix_cache"):
+            if not self._llm.reset_prefix_cache():
+                raise RunError("the prefix cache was not reset")
+
     def resume(self, timeout_s: float) -> None:
         """See Server."""
         with named(self.name, "resume"):
-            if not self._llm.reset_prefix_cache():
-                raise RunError("the prefix cache was not reset; it stays paused")
             self._llm.wake_up(tags=["scheduling"])
 
     def release(self, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megarl.errors import ConfigError, MegaRLError, PeerError, RunError
-from megarl.layout import ModelShape
+from megarl.layout import ModelShape, ReplicaLayout
 from megarl.mesh.layout import MeshLayout
 from megarl.mesh.universe import Pool, Universe
 from megarl.models.engine import MegatronEngine, layernorm_names
@@ -59,7 +59,7 @@ class WeightTransfer:
         servers: Sequence[Server],
         *,
         wire_dtype: torch.dtype,
-        buffer_bytes: int = 256 << 20,
+        buffer_bytes: int = 512 << 20,
         overlap: bool = True,
         timeout_s: float = 300.0,
         host: str | None = None,
@@ -67,11 +67,17 @@ class WeightTransfer:
         """servers: those of rank 0 count; the other ranks give the same or none.
 
         buffer_bytes: of each rank, all buffers together. timeout_s: for an answer of a server (a
-        whole update is one), and for any one message between ranks; less than the universe's own,
-        so that it speaks first.
+        whole update is one), and for any one message between ranks; less than half of the
+        universe's own, so that it speaks first.
         host: address of rank 0 as servers see it; without it, the one that the launcher gave.
         Raises ConfigError without servers, and where two have the same name.
         """
+        if 2 * timeout_s > universe.timeout.total_seconds():
+            raise ConfigError(
+                f"weight transfer: timeout_s {timeout_s:g} is more than half of the universe's "
+                f"{universe.timeout.total_seconds():g} s, which would end the wait for a server's "
+                "two answers first: lower it, or raise run.timeout_s"
+            )
         self._universe, self._actor = universe, actor
         self._servers = tuple(servers) if universe.rank == 0 else ()
         self._timeout_s, self._host = timeout_s, host or universe.launch.master_addr
@@ -90,6 +96,12 @@ class WeightTransfer:
             timeout_s=timeout_s,
         )
         names = [place.name for place in self._spec.servers]
+        for place in self._spec.servers:
+            if place.replica != ReplicaLayout(*place.replica.sizes):
+                raise ConfigError(
+                    f"weight transfer: {place.name}: a server's ranks are neighbours: leave the "
+                    "strides of its ReplicaLayout out"
+                )
         if not names or len(set(names)) < len(names):
             raise ConfigError(
                 f"weight transfer: servers with names of their own are needed: {names}"
@@ -117,7 +129,8 @@ class WeightTransfer:
 
         Returns what this rank moved. Raises PlanError, VerificationError or PeerError on every
         rank, with server and cause: then no server that took part generates until a sync has
-        succeeded. Restart a server that died, and call it again.
+        succeeded (but for a failure to resume, when all have the new weights). Restart a server
+        that died, and call it again.
         """
         if self._session is None:
             self.connect()
@@ -125,6 +138,7 @@ class WeightTransfer:
         self._on_servers("pause", lambda server: server.pause(timeout))
         report = self._together("update", self._update)
         self._on_servers("finish", lambda server: server.finish(str(version), timeout))
+        self._on_servers("forget", lambda server: server.forget(timeout))
         self._on_servers("resume", lambda server: server.resume(timeout))
         self.version = version
         return report
@@ -225,10 +239,12 @@ class WeightTransfer:
         kinds = [kind for kind, _ in found if kind is not PeerError] or [PeerError]
         kind: type[MegaRLError] = kinds[0] if issubclass(kinds[0], MegaRLError) else RunError
         causes = "; ".join(dict.fromkeys(text for _, text in found))
+        state = "servers that were paused stay so until a sync succeeds"
+        if step == "resume":  # the only step after which some may generate
+            state = "all have the new weights, and those that answered generate with them"
         return kind(
             f"weight transfer, {step} of attempt {self._attempt}: {causes} "
-            f"({self._spec.legend()}). The version is still {self.version}; servers that were "
-            "paused stay so until a sync succeeds"
+            f"({self._spec.legend()}). The version is still {self.version}; {state}"
         )
 
     def _end_session(self) -> None:

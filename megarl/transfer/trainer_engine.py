@@ -33,7 +33,7 @@ class MegarlTrainerInitInfo(TrainerInitInfo):
     wire_dtype: torch.dtype
     replica: ReplicaLayout
     """How the server behind the client splits the model."""
-    buffer_bytes: int = 256 << 20
+    buffer_bytes: int = 512 << 20
     timeout_s: float = 300.0
 
 
@@ -105,8 +105,11 @@ class ClientServer:
         with named(self.name, "finish_weight_update"):
             self._client.finish_weight_update(version)
 
+    def forget(self, timeout_s: float) -> None:
+        """The caller does it, before it resumes."""
+
     def resume(self, timeout_s: float) -> None:
-        """The caller does it, with a reset of the prefix cache."""
+        """The caller does it."""
 
     def release(self, timeout_s: float) -> None:
         """See Server."""

@@ -94,7 +94,9 @@ class MegarlTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             if not self._checked:
                 shape, slice_ = session.spec.shape, session.spec.slice_of(session.rank)
                 recording = record_loaders(self.model, hf_tensors(shape))
-                for name, what in check_destination(shape, slice_, live, recording).items():
+                for name, what in check_destination(
+                    shape, slice_, live, recording, session.spec.wire_dtype
+                ).items():
                     raise PlanError(
                         f"weight transfer: vLLM's loader of {name} {what}, so that its place is "
                         "not known; only rollouts inside the job have such tensors loaded"
@@ -120,7 +122,7 @@ class MegarlTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             config.pipeline_parallel_size,
             bool(config.enable_expert_parallel),
         )
-        if found != told or config.data_parallel_size != 1:
+        if found.sizes != told.sizes or config.data_parallel_size != 1:
             raise PlanError(
                 f"weight transfer: this server splits the model as {found.describe()}, data-"
                 f"parallel size {config.data_parallel_size}; the trainer was told "

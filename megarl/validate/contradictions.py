@@ -37,6 +37,11 @@ def check_alias(config: Config, plan: RunPlan) -> None:
             f"rollout on {list(plan.rollout_ranks)}: only ranks that hold both can share memory, "
             "and they must take turns; put both on the same ranks, or set weight_sync.alias=false"
         )
+    if config.rollout.enable_sleep_mode:
+        raise ConfigError(
+            "weight_sync.alias and rollout.enable_sleep_mode are both true: vLLM would give back "
+            "memory that is the actor's; set one of them to false"
+        )
     if on_cuda() and not config.rollout.enforce_eager:
         raise ConfigError(
             "weight_sync.alias is true and rollout.enforce_eager false: CUDA graphs would keep the "

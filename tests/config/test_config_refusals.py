@@ -222,6 +222,10 @@ SETTINGS = {
         ["weight_sync.alias", "actor.model.dtype is float32", "rollout.dtype bfloat16"],
         ["weight_sync.alias=true", "rollout.dtype=bfloat16"],
     ),
+    "an alias that sleeps": (
+        ["weight_sync.alias and rollout.enable_sleep_mode are both true"],
+        ["weight_sync.alias=true", "rollout.enable_sleep_mode=true"],
+    ),
     "an alias on other ranks": (
         ["weight_sync.alias", "actor is on ranks [0, 1]", "rollout on [2, 3]", "take turns"],
         [

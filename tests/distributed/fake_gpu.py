@@ -190,6 +190,9 @@ class Nccl:
         assert name == bytes(range(128)) and size == self._gpu.group.size
         return "comm"
 
+    def ncclCommAbort(self, comm: str) -> None:
+        assert comm == "comm"
+
     def ncclGroupStart(self) -> None:
         assert self._group is None
         self._group = []

@@ -156,10 +156,11 @@ def spoilt_sync(rank: Rank, version: int) -> tuple[str, int]:
     """A sync in which the last rank sends other weights than it took its digests of."""
     pack = RegionSet.pack
 
-    def spoiling(self: RegionSet, buffer: torch.Tensor, digest: bool = False) -> Any:
-        digests = pack(self, buffer, digest)
+    def spoiling(
+        self: RegionSet, buffer: torch.Tensor, digests: torch.Tensor | None = None
+    ) -> None:
+        pack(self, buffer, digests)
         buffer[:1] += 1
-        return digests
 
     with _on_last_rank(rank, RegionSet, "pack", spoiling):
         return failing_sync(rank, version)
@@ -198,6 +199,7 @@ def send_by_vllms_interface(rank: Rank, url: str) -> None:
         actor=actor,
         wire_dtype=torch.float32,
         replica=ReplicaLayout(),
+        timeout_s=30.0,
     )
     client = HTTPVLLMWeightSyncClient(url)
     engine = WeightTransferTrainerFactory.trainer_init(info, client=client)

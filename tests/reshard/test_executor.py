@@ -64,4 +64,11 @@ def test_a_peer_that_vanishes(cluster: Cluster) -> None:
 def test_a_buffer_too_small_for_a_row(cluster: Cluster) -> None:
     world = model_world(tied=False, **WORLDS["one node"])
     said = cluster.run(4, build_only, world, Options(buffer_bytes=64))
-    assert any("weight_sync.buffer_megabytes is too small: one row of" in text for text in said)
+    assert all("weight_sync.buffer_megabytes is too small: one row of" in text for text in said)
+
+
+def test_a_buffer_too_small_for_one_rank_is_refused_by_all(cluster: Cluster) -> None:
+    """Two nodes, PP2 -> TP1 x 4: some ranks pass rows on, and need more room than others."""
+    world = model_world(tied=False, **WORLDS["two nodes, relayed"])
+    said = cluster.run(4, build_only, world, Options(buffer_bytes=3000))
+    assert len(set(said)) == 1 and "too small: one row of" in said[0]

@@ -187,6 +187,7 @@ def test_what_cannot_be_recorded_goes_through_vllms_own_loader(
 
 
 SABOTAGED = {
+    "odd": SyncCase("llama-tied", MeshLayout(pp=2), 2, lr=1e-6, odd_loader=ODD, strict=False),
     "fp32": SyncCase("llama-tied", MeshLayout(pp=2), 2, lr=1e-6),
     "bf16": SyncCase("llama-tied", MeshLayout(pp=2), 2, "bfloat16", "bfloat16", lr=1e-6),
 }
@@ -201,7 +202,10 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=SABOTAGED)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n == "odd")) for n in SABOTAGED],
+)
 def stage(request: pytest.FixtureRequest, cluster: Cluster, tiny: TinyModels) -> Iterator[World]:
     """Two ranks that have synced once."""
     case = SABOTAGED[request.param]
