@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 
 from megarl.errors import DataError
@@ -19,6 +21,9 @@ SHARDING = "fully_reshardable"
 
 def save_role(engine: MegatronEngine, folder: Path) -> None:
     """Write the role to an empty folder; all ranks of its pool call it together."""
+    if filesystem_async._results_queue is None:
+        # Megatron's would be a process of its own, which outlives this one when that is killed.
+        filesystem_async._results_queue = queue.SimpleQueue()
     with engine.mesh.activate():
         dist_checkpointing.save(
             _state(engine, loading=False),

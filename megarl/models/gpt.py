@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from torch import Tensor
 
@@ -78,6 +79,12 @@ class ValueModel(GPTModel):
             del self.output_layer
             head = torch.nn.Linear(shape.hidden_size, 1, bias=False, dtype=self.config.params_dtype)
             self.value_head = head.to(self.decoder.final_layernorm.weight.device)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
+    ) -> Any:
+        """As MegatronModule's: GPTModel's asks for a vocabulary head."""
+        return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         return hidden_states

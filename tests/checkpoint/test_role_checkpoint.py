@@ -19,6 +19,8 @@ SAME = {
     "tp2pp2": ("llama-tied", MeshLayout(tp=2, pp=2), "float32", False),
     "tp2pp2-bf16": ("qwen3", MeshLayout(tp=2, pp=2), "bfloat16", False),
     "dp2-distributed": ("llama", MeshLayout(dp=2), "float32", True),
+    "pp2vpp2": ("llama-tied", MeshLayout(pp=2, vpp=2), "float32", False),
+    "ep2dp2-experts": ("qwen3-moe", MeshLayout(dp=2, ep=2), "float32", False),
     "pp2dp2-distributed-bf16": ("qwen2", MeshLayout(pp=2, dp=2), "bfloat16", True),
 }
 
