@@ -14,12 +14,20 @@ import re
 import shutil
 from pathlib import Path
 
+from megarl.config.schema import Config
 from megarl.errors import DataError
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest_checkpointed_iteration.txt"
 ASIDE = ".partial"
 _NAME = re.compile(r"iter_(\d{7})")
+
+
+def goes_on(config: Config) -> bool:
+    """Whether a run with these settings continues one that is in its folder."""
+    if config.checkpoint.resume_mode == "never":
+        return False
+    return CheckpointFolder(Path(config.run.dir) / CHECKPOINTS).latest() is not None
 
 
 class CheckpointFolder:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megarl.checkpoint.folder import CHECKPOINTS, CheckpointFolder
+from megarl.checkpoint.folder import goes_on
 from megarl.cli.output import complain, tell
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
@@ -93,7 +93,7 @@ def _run(
             sys.stdout.write(describe_plan(config, plan, per_node, command))
         return 0
     if first and not checked:
-        _save(loaded, goes_on=command == "train" and _has_checkpoint(config))
+        _save(loaded, continues=command == "train" and goes_on(config))
     if alone and world_size > 1:
         tell(f"starting {world_size} ranks on this machine")
         return spawn.spawn(arguments, world_size, complain, module=MODULE)
@@ -104,18 +104,12 @@ def _run(
     return _entry(command, config, plan)
 
 
-def _has_checkpoint(config: Config) -> bool:
-    """Whether the run goes on from one."""
-    folder = CheckpointFolder(Path(config.run.dir) / CHECKPOINTS)
-    return config.checkpoint.resume_mode == "auto" and folder.latest() is not None
-
-
-def _save(loaded: LoadedConfig, *, goes_on: bool) -> None:
+def _save(loaded: LoadedConfig, *, continues: bool) -> None:
     folder = Path(loaded.config.run.dir)
-    if goes_on:
+    if continues:
         check_same_run(folder / RESOLVED, loaded.config)
     try:
-        aside = None if goes_on else set_aside(folder)
+        aside = None if continues else set_aside(folder)
         save_resolved(loaded.config, loaded.origins, folder / RESOLVED)
     except OSError as error:
         raise ConfigError(

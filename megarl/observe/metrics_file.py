@@ -39,13 +39,18 @@ class MetricsWriter:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, which a resumed run writes again, and a line cut off."""
+    """Cut the file before the first line of a later step, or one that is no line of metrics.
+
+    A resumed run writes those steps again; a writer that has the file open goes on at its new end.
+    """
     if not path.exists():
         return
-    kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(b"".join(line + b"\n" for line in kept))
-    os.replace(aside, path)
+    kept = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or _step_of(line) > step:
+            break
+        kept += len(line)
+    os.truncate(path, kept)
 
 
 def _step_of(line: bytes) -> float:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from megarl.algorithms.kl import kl_controller
+from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.order import PromptOrder
 from megarl.data.prompts import PromptDataset, configured_prompts
@@ -174,7 +175,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     actor, books = parts["actor"], _open_books(config, universe)
     sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
     keep_plan(Path(config.run.dir), universe.rank, sync.text())
-    if books.logger is not None:
+    if books.logger is not None and not goes_on(config):
         counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
         books.logger.log(counts, 0)
     return Run(
