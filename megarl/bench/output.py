@@ -49,7 +49,9 @@ def _draw(values: Mapping[str, Sequence[float]], label: str, title: str, path: P
     figure = Figure(figsize=(9, 0.4 * len(values) + 1.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.boxplot(list(values.values()), vert=False, tick_labels=list(values), showfliers=False)
+    axes.boxplot(
+        list(values.values()), orientation="horizontal", tick_labels=list(values), showfliers=False
+    )
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
     axes.invert_yaxis()
