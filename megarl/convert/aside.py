@@ -32,7 +32,7 @@ def written_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
         raise ConfigError(f"{folder}: {above} cannot be written: give another output folder")
     partial = folder.with_name(folder.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial) as lock:
+    with _locked(partial):
         if partial.exists():
             shutil.rmtree(partial)
         free = shutil.disk_usage(above).free
@@ -55,7 +55,6 @@ def written_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
             raise
         finally:
             unfinished.end(partial)
-            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,6 +66,36 @@ def naming(file: Path, tensor: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         raise _full(f"{file}, at {tensor}", error) from None
+
+
+class PlainFile:
+    """A file that is written from front to back, with nothing held back."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.size = 0
+        """Bytes so far."""
+        self.error: OSError | None = None
+        """Why a write failed, for callers whose libraries say less."""
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append all of it."""
+        view, done = memoryview(content).cast("B"), 0
+        try:
+            while done < len(view):
+                done += os.write(self._handle, view[done:])
+        except OSError as error:
+            self.error = error
+            raise
+        self.size += done
+        return done
+
+    def flush(self) -> None:
+        """Nothing is held back; torch.save asks for it."""
+
+    def close(self) -> None:
+        """End the file."""
+        os.close(self._handle)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -88,7 +117,7 @@ def _full(where: object, error: OSError) -> RunError:
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[Path]:
+def _locked(partial: Path) -> Iterator[None]:
     """Hold `<folder>.partial.lock`, which the kernel lets go of when the process ends."""
     lock = partial.with_name(partial.name + ".lock")
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -100,7 +129,10 @@ def _locked(partial: Path) -> Iterator[Path]:
                 f"{partial}: another process is writing it now: wait for it, or give another "
                 "output folder"
             ) from None
-        yield lock
+        try:
+            yield
+        finally:
+            lock.unlink()
     finally:
         os.close(handle)
 

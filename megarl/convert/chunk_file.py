@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megarl.convert.aside import PlainFile
+
 
 class Where(NamedTuple):
     """The bytes of one chunk."""
@@ -22,15 +24,17 @@ class ChunkFile:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"__{number}_0.distcp"
-        self._opened = self.path.open("wb")
+        self._opened = PlainFile(self.path)
 
     def write(self, values: Tensor) -> Where:
         """Append a tensor, which owns its storage."""
-        offset = self._opened.tell()
-        # Through Python's file: torch.save hands over the tensor's memory without a copy.
-        torch.save(values, self._opened)
-        self._opened.flush()
-        return Where(self.path.name, offset, self._opened.tell() - offset)
+        offset = self._opened.size
+        try:
+            torch.save(values, self._opened)
+        except RuntimeError:
+            # torch says that its writer failed, not why.
+            raise self._opened.error or RuntimeError(f"{self.path}: torch.save failed") from None
+        return Where(self.path.name, offset, self._opened.size - offset)
 
     def close(self) -> None:
         """End the file."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megarl.convert.aside import PlainFile
 from megarl.errors import DataError
 from megarl.weights.source import SafetensorsFolder
 
@@ -107,7 +108,7 @@ class HfFile:
             table[tensor] = {"dtype": name, "shape": list(shape), "data_offsets": [start, end]}
         header = json.dumps(table, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
-        self._opened = file.open("wb")
+        self._opened = PlainFile(file)
         self._opened.write(len(header).to_bytes(8, "little") + header)
 
     def write(self, block: Tensor) -> None:

@@ -14,7 +14,7 @@ from megarl.convert.digests import Seen, tensor_digest, write_digests
 from megarl.convert.hf_rows import HfRows
 from megarl.convert.stored import Chunk, entries, objects
 from megarl.convert.tables import write_tables
-from megarl.convert.workers import run_jobs
+from megarl.convert.workers import num_jobs, run_jobs
 from megarl.errors import DataError
 from megarl.layout import ModelShape, hf_tensors
 from megarl.validate.files import not_read
@@ -51,7 +51,7 @@ def hf_to_megatron(
         copy_companions(source, partial / COMPANIONS)
         jobs = [
             ChunkJob(source, release, shape, dtype, number, first, last)
-            for number, (first, last) in enumerate(_cut(chunks, workers))
+            for number, (first, last) in enumerate(_cut(chunks, num_jobs(workers, total)))
         ]
         answers: list[Written] = run_jobs("hf-to-megatron", write_chunks, jobs, total)
         places = [where for answer in answers for where in answer.where]

@@ -13,7 +13,7 @@ from megarl.convert.hf_rows import NAMES
 from megarl.convert.hf_to_megatron import COMPANIONS, RELEASE, SPARE_BYTES, TRACKER
 from megarl.convert.stored import Entry, entries
 from megarl.convert.tables import read_tables
-from megarl.convert.workers import run_jobs
+from megarl.convert.workers import num_jobs, run_jobs
 from megarl.errors import ConfigError, DataError
 from megarl.layout import ModelShape, hf_tensors, with_scalar_head
 from megarl.layout.rules import family_of
@@ -54,10 +54,11 @@ def megatron_to_hf(
     total = sum(torch.Size(size).numel() for size in shapes.values()) * dtype.itemsize
     with written_aside(target, total + SPARE_BYTES) as partial:
         copy_companions(template, partial)
+        count = min(num_jobs(workers, total), len(files))
+        each = [(name, tuple(file)) for name, file in zip(names, files, strict=True)]
         jobs = [
-            BlockJob(folder, partial, shape, dtype, tuple(dealt), found)
-            for worker in range(min(workers, len(files)))
-            if (dealt := [(names[i], tuple(files[i])) for i in range(worker, len(files), workers)])
+            BlockJob(folder, partial, shape, dtype, tuple(each[worker::count]), found)
+            for worker in range(count)
         ]
         run_jobs("megatron-to-hf", write_blocks, jobs, total)
         if len(files) > 1:

@@ -13,8 +13,15 @@ from megarl.errors import MegaRLError, RunError
 from megarl.observe.progress import Progress
 
 MB = 1_000_000
+MIN_JOB_BYTES = 64 << 20
+"""A process is not worth its start for less."""
 Tell = Callable[[int], None]
 """Takes the bytes that were done since the last call."""
+
+
+def num_jobs(workers: int, total: int) -> int:
+    """Over how many of at most `workers` processes to deal `total` bytes."""
+    return max(min(workers, total // MIN_JOB_BYTES), 1)
 
 
 def run_jobs(stage: str, job: Callable[[Any, Tell], Any], todo: Sequence[Any], total: int) -> Any:

@@ -82,7 +82,13 @@ def test_what_megatron_saved_converts_back(
     check_back(models, layout, {}, cluster, tiny, tmp_path)
 
 
-@pytest.mark.parametrize("option", ["non_homogeneous_layers", "singleton_local_shards"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param("non_homogeneous_layers", marks=pytest.mark.slow),
+        "singleton_local_shards",
+    ],
+)
 def test_layers_and_experts_stored_apart_convert_back(
     option: str, cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from megatron.core import dist_checkpointing
@@ -52,20 +54,16 @@ def load(rank: Rank, cases: dict[str, str], layout: MeshLayout, dtype: torch.dty
 
 def save(rank: Rank, cases: dict[str, str], layout: MeshLayout, options: dict[str, bool]) -> None:
     """Hugging Face folder -> where Megatron-Core saves its weights; options: its `metadata`."""
-    for path, checkpoint in cases.items():
-        engine = engine_of(path, layout)
-        with engine.mesh.activate():
-            state: dict[str, Any] = _sharded(engine, options)
+    # Saved in this process: Megatron's own queue would start a process for each rank.
+    with mock.patch.object(filesystem_async, "_results_queue", queue.Queue()):
+        for path, checkpoint in cases.items():
+            engine = engine_of(path, layout)
             if rank.rank == 0:
                 Path(checkpoint).mkdir(parents=True)
             rank.universe.barrier()
-            # What a training run stores beside the weights is none of a conversion's business.
-            state["iteration"] = 3
-            dist_checkpointing.save(state, checkpoint)
-    queue = filesystem_async._results_queue
-    if queue is not None:
-        queue._manager.shutdown()
-        filesystem_async._results_queue = None
+            with engine.mesh.activate():
+                state: dict[str, Any] = _sharded(engine, options)
+                dist_checkpointing.save(state | {"iteration": 3}, checkpoint)
 
 
 def _sharded(engine: MegatronEngine, options: dict[str, bool]) -> dict[str, Any]:
