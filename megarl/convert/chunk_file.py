@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class ChunkFile:
         """Append a tensor, which owns its storage."""
         offset = self._opened.size
         try:
-            torch.save(values, self._opened)
+            torch.save(values, cast(IO[bytes], self._opened))
         except RuntimeError:
             # torch says that its writer failed, not why.
             raise self._opened.error or RuntimeError(f"{self.path}: torch.save failed") from None

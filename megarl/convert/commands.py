@@ -96,10 +96,12 @@ def main(direction: str, arguments: Sequence[str], prog: str | None = None) -> i
         folder, checkpoint = target, checkpoint_folder(source)
     sys.stdout.write(f"{target}: written, every tensor's digest is right\n")
     sys.stdout.flush()
-    return _verify(folder, checkpoint) if parsed.verify else 0
+    return _verify(folder, checkpoint, parsed.dtype or "float32") if parsed.verify else 0
 
 
-def _verify(folder: Path, checkpoint: Path) -> int:
+def _verify(folder: Path, checkpoint: Path, dtype: str) -> int:
+    import torch
+
     from megarl.mesh.universe import Pool, Universe
     from megarl.runtime.bringup import Launch, free_port
     from megarl.train.main import prepare_process
@@ -113,7 +115,7 @@ def _verify(folder: Path, checkpoint: Path) -> int:
         # Megatron-Core comes in here: the process must have its stand-in for torch.cuda first.
         from megarl.convert.logits import compare_logits
 
-        found = compare_logits(folder, checkpoint, hf, shape)
+        found = compare_logits(folder, checkpoint, hf, shape, getattr(torch, dtype))
     finally:
         universe.close()
     what = "values" if shape.scalar_head else "logits"

@@ -39,37 +39,51 @@ class Difference(NamedTuple):
 
 
 def compare_logits(
-    folder: Path, checkpoint: Path, hf: Mapping[str, Any], shape: ModelShape
+    folder: Path,
+    checkpoint: Path,
+    hf: Mapping[str, Any],
+    shape: ModelShape,
+    dtype: torch.dtype = torch.float32,
 ) -> Difference:
     """Largest difference of the logits, or values, of a few tokens; both models in fp32.
 
-    folder: a Hugging Face folder; checkpoint: the folder with the torch_dist files. torch's default
-    process group must exist and have one rank. One model is in memory at a time.
+    folder: a Hugging Face folder; checkpoint: the folder with the torch_dist files; dtype: what the
+    weights of both are rounded to, where a conversion did so. torch's default process group must
+    exist and have one rank. One model is in memory at a time.
     """
     tokens = torch.arange(NUM_TOKENS)[None] * 31 % shape.vocab_size
-    ours = _megatron(checkpoint, hf, shape, tokens)
+    ours = _megatron(checkpoint, hf, shape, tokens, dtype)
     gc.collect()
-    theirs = _hugging_face(folder, shape, tokens)
+    theirs = _hugging_face(folder, shape, tokens, dtype)
     return Difference(float((ours - theirs).abs().max()), float(theirs.abs().max()))
 
 
 @torch.no_grad()
-def _hugging_face(folder: Path, shape: ModelShape, tokens: Tensor) -> Tensor:
+def _hugging_face(folder: Path, shape: ModelShape, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """fp32 [1, s, V] logits, or [1, 1, 1] the value of the last token."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if shape.scalar_head else AutoModelForCausalLM
-    logits: Tensor = kind.from_pretrained(str(folder), dtype=torch.float32)(tokens).logits
+    model = kind.from_pretrained(str(folder), dtype=torch.float32)
+    _round(model, dtype)
+    logits: Tensor = model(tokens).logits
     return logits if shape.scalar_head is None else logits[:, None]
 
 
 @torch.no_grad()
-def _megatron(checkpoint: Path, hf: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:
+def _megatron(
+    checkpoint: Path,
+    hf: Mapping[str, Any],
+    shape: ModelShape,
+    tokens: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     """What `_hugging_face` returns, from the checkpoint as Megatron-Core reads it."""
     mesh = RoleMesh("verify", MeshLayout(), GroupFactory(TIMEOUT_S))
     model: Any = MegatronEngine(hf, shape, mesh, torch.float32).chunks[0]
     with mesh.activate():
         load_torch_dist([model], checkpoint, mesh)
+        _round(model, dtype)
         at = torch.arange(tokens.shape[1])[None]
         hidden = GPTModel.forward(model, tokens.to(device()), at.to(device()), None)
     hidden = hidden.transpose(0, 1)
@@ -78,6 +92,11 @@ def _megatron(checkpoint: Path, hf: Mapping[str, Any], shape: ModelShape, tokens
     tied = model.share_embeddings_and_output_weights
     weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
     return (hidden @ weight[: shape.vocab_size].T).cpu()
+
+
+def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
 
 
 def load_torch_dist(chunks: list[Any], checkpoint: Path, mesh: RoleMesh) -> None:
