@@ -17,6 +17,7 @@ RUNS = {
 }
 BENCHES = ("step", "reshard", "pack")
 PLANS = ("reshard",)
+CONVERSIONS = ("hf-to-megatron", "megatron-to-hf")
 INTERRUPTED = 130
 
 
@@ -70,6 +71,11 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="Say what something will cost: " + ", ".join(PLANS))
     plan.add_argument("name", choices=PLANS)
     plan.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl plan NAME --help`")
+    convert = commands.add_parser("convert", help="Convert weights: " + ", ".join(CONVERSIONS))
+    convert.add_argument("name", choices=CONVERSIONS)
+    convert.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="see `megarl convert NAME --help`"
+    )
     bench = commands.add_parser("bench", help="Measure: " + ", ".join(BENCHES))
     bench.add_argument("name", choices=BENCHES)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl bench NAME --help`")
@@ -77,13 +83,17 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # Options of a bench or a plan are its own: argparse would take a leading one for ours.
+    # Options of a bench, a plan or a conversion are its own: argparse would take one for ours.
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments[1], arguments[2:])
     if arguments[:1] == ["plan"] and arguments[1:2] and arguments[1] in PLANS:
         from megarl.cli.plan import main as plan
 
         return plan(arguments[2:])
+    if arguments[:1] == ["convert"] and arguments[1:2] and arguments[1] in CONVERSIONS:
+        from megarl.convert.commands import main as convert
+
+        return convert(arguments[1], arguments[2:])
     wants_help = bool({"-h", "--help"} & set(arguments))
     parser = build_parser(with_settings=wants_help)
     # Overrides may stand on either side of an option, which argparse leaves over.

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
 from megarl.layout.rules import ModelShape
@@ -81,10 +82,14 @@ class ValueModel(GPTModel):
             self.value_head = head.to(self.decoder.final_layernorm.weight.device)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Any, ...] = (),
+        metadata: dict[str, Any] | None = None,
     ) -> Any:
-        """As MegatronModule's: GPTModel's asks for a vocabulary head."""
-        return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+        """Megatron's, without what it does about an output layer that is not there."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        return super(LanguageModule, self).sharded_state_dict(prefix, sharded_offsets, metadata)
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         return hidden_states

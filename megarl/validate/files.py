@@ -71,15 +71,15 @@ def _check_weights(name: str, role: RolePlan) -> None:
         if name == "critic" and role.shape.scalar_head not in folder.names:
             # A critic that starts from a language model gets a new head.
             expected.pop(role.shape.scalar_head or "", None)
-        folder.check(expected, _not_read(folder, role.shape))
+        folder.check(expected, not_read(folder, role.shape))
     except DataError as error:
         raise DataError(
             f"{name}: {error} (or set {name}.model.fresh=true for new random weights)"
         ) from None
 
 
-def _not_read(folder: SafetensorsFolder, shape: ModelShape) -> frozenset[str]:
-    """The output layer, where another head takes its place, or where it is the embedding again."""
+def not_read(folder: SafetensorsFolder, shape: ModelShape) -> frozenset[str]:
+    """Tensors that may be there for nothing: an output layer that is the embedding or unused."""
     if LM_HEAD not in folder.names:
         return frozenset()
     if shape.scalar_head is not None or (shape.tied and folder.equal(LM_HEAD, EMBEDDING)):

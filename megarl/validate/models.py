@@ -62,9 +62,21 @@ def _read(config: Config, role: Role) -> RoleModel:
     own: str = getattr(config, role).model.path
     key = f"{role}.model.path" if own else "actor.model.path"
     path = str(Path(own or config.actor.model.path).expanduser())
-    hf, mesh = read_hf_config(path, key), mesh_of(config, role)
+    mesh = mesh_of(config, role)
+    hf, shape = read_model(path, key, tp=max(mesh.tensor_model_parallel_size, 1))
+    if role == "critic" and shape.scalar_head is None:
+        shape = with_scalar_head(shape)
+    return RoleModel(key, path, hf, shape, mesh)
+
+
+def read_model(path: str | Path, key: str, *, tp: int = 1) -> tuple[dict[str, Any], ModelShape]:
+    """A folder's config.json and the shape it gives; the vocabulary is padded for `tp` ranks.
+
+    Raises ConfigError or DataError, naming `key` and the path, for a model that cannot be built.
+    """
+    hf = read_hf_config(path, key)
     try:
-        shape = model_shape_from_hf(hf, tp=max(mesh.tensor_model_parallel_size, 1))
+        shape = model_shape_from_hf(hf, tp=tp)
         if hf.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ConfigError(
                 f"config.json: hidden_act is {hf['hidden_act']!r}: only silu is known"
@@ -77,9 +89,7 @@ def _read(config: Config, role: Role) -> RoleModel:
             f"{key} {path}: config.json holds a value of a type that no model has there "
             f"({type(error).__name__}: {error}); copy it again"
         ) from None
-    if role == "critic" and shape.scalar_head is None:
-        shape = with_scalar_head(shape)
-    return RoleModel(key, path, hf, shape, mesh)
+    return hf, shape
 
 
 def _check_reward_model(model: RoleModel) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
@@ -48,6 +48,27 @@ def shard_tensors(
         yield shard
 
 
+def shard_name(index: int, num_shards: int) -> str:
+    """Name of file `index` (from 0) of a folder's weights."""
+    if num_shards == 1:
+        return "model.safetensors"
+    return f"model-{index + 1:05d}-of-{num_shards:05d}.safetensors"
+
+
+def write_index(folder: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
+    """Say which file holds which tensor, for a folder with several."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(file_of)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def change_config(folder: Path, dtype: torch.dtype, **changes: Any) -> None:
+    """Set the weights' type, and other keys, in a folder's config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config |= {"dtype": str(dtype).removeprefix("torch.")} | changes
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 class FolderWriter:
     """Writes shards into `<folder>.partial` and renames it when `finish` is called.
 
@@ -83,10 +104,7 @@ class FolderWriter:
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the next shard."""
-        index = len(set(self._map.values())) + 1
-        name = f"model-{index:05d}-of-{self._num_shards:05d}.safetensors"
-        if self._num_shards == 1:
-            name = "model.safetensors"
+        name = shard_name(len(set(self._map.values())), self._num_shards)
         save_file(dict(tensors), str(self._partial / name), metadata={"format": "pt"})
         # safetensors makes it readable for its owner alone: as config.json is, rather.
         (self._partial / name).chmod((self._partial / "config.json").stat().st_mode)
@@ -96,12 +114,7 @@ class FolderWriter:
     def finish(self, dtype: torch.dtype) -> None:
         """Write index and config, then make the folder visible under its name."""
         if self._num_shards > 1:
-            index = {"metadata": {"total_size": self._bytes}, "weight_map": self._map}
-            text = json.dumps(index, indent=2)
-            (self._partial / "model.safetensors.index.json").write_text(text)
-        config = json.loads((self._partial / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (self._partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            write_index(self._partial, self._map, self._bytes)
+        change_config(self._partial, dtype)
         shutil.rmtree(self._folder, ignore_errors=True)
         os.replace(self._partial, self._folder)

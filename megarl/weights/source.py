@@ -46,6 +46,12 @@ class SafetensorsFolder:
         """Names of the tensors."""
         return set(self._file_of)
 
+    def file_of(self, tensor: str) -> Path:
+        """The file that holds a tensor; raises DataError where there is none."""
+        if tensor not in self._file_of:
+            raise DataError(f"{self.folder}: there is no tensor {tensor}")
+        return self.folder / self._file_of[tensor]
+
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:
         """Raise DataError unless every expected tensor is there with its shape, and no other.
 
@@ -94,9 +100,7 @@ class SafetensorsFolder:
         return piece[tuple(slice(lo, hi) for lo, hi in zip(box.lo, box.hi, strict=True))]
 
     def _slice(self, tensor: str) -> Any:
-        if tensor not in self._file_of:
-            raise DataError(f"{self.folder}: there is no tensor {tensor}")
-        name = self._file_of[tensor]
+        name = self.file_of(tensor).name
         if name not in self._open:
             try:
                 self._open[name] = safe_open(str(self.folder / name), framework="pt")

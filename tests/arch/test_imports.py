@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("megarl.roles",),
     ("megarl.validate",),
     ("megarl.train",),
+    ("megarl.convert",),
     ("megarl.trainer", "megarl.bench", "megarl.cli", "megarl"),
 )
 MEET = (0, 1, 2)
@@ -56,6 +57,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "megarl.models",
         "megarl.mesh",
         "megarl.checkpoint",
+        "megarl.convert.logits",
         "megarl.data",
         "megarl.bench",
         "megarl.runtime.megatron_cpu",

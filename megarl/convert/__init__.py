@@ -1,0 +1,1 @@
+"""Hugging Face folders to Megatron's torch_dist checkpoints and back, streamed and checked."""
