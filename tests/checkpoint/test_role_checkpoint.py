@@ -25,7 +25,12 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+FAST = ("tp2pp2", "dp2-distributed")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in SAME]
+)
 def test_it_goes_on_bit_for_bit(
     name: str, cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:
@@ -41,6 +46,7 @@ def test_it_goes_on_bit_for_bit(
     assert not jobs.equal(whole[0], whole[1])
 
 
+@pytest.mark.slow
 def test_another_layout_has_the_same_weights_and_goes_the_same_way(
     cluster: Cluster, tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from megarl.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 import re, sys
 from megarl.convert import chunk_job, block_job, commands, hf_to_megatron, megatron_to_hf
@@ -101,7 +103,6 @@ def test_a_killed_worker_is_named(big: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """At most two files' worth (0.5 GB) on 1.6 GB, and as much as on a third of it."""
     grew: dict[tuple[str, int], int] = {}

@@ -19,7 +19,7 @@ from tiny_models import TinyModels
 
 from megarl.observe.metrics_file import read_metrics
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 TIMES = ("timing_s/", "perf/", "reshard/seconds", "eval/seconds")
 """Metrics that no two runs have in common."""
 STEPS = 4
@@ -102,7 +102,13 @@ def whole(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return outcome(folder)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6)),
+    ],
+)
 def test_a_kill_changes_nothing(seed: int, whole: Any, tiny: TinyModels, tmp_path: Path) -> None:
     config, log = write_config(tmp_path, tiny("llama")), tmp_path / "log"
     kill_a_rank(start(config, log), tmp_path, random.Random(seed))
