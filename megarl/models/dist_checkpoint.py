@@ -55,6 +55,8 @@ def load_role(engine: MegatronEngine, folder: Path) -> None:
 
 
 def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
+    if engine.trainer is not None:
+        engine.trainer.onload()  # what is away has no memory to read or write
     metadata = _metadata(engine)
     chunks: list[Any] = engine.chunks  # of Megatron's own classes
     state: dict[str, Any] = {

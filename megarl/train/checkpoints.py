@@ -81,6 +81,7 @@ class Checkpoints:
         for name, role in self._roles.items():
             if role.here:
                 save_role(role.engine, path / name)
+                role.offload()
         torch.save(self._generators(), path / _rank_file(self._run.universe.rank))
 
     def _load(self, path: Path) -> None:

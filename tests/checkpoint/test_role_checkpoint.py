@@ -36,7 +36,9 @@ def test_it_goes_on_bit_for_bit(
 ) -> None:
     family, layout, dtype, distributed = SAME[name]
     path, folder = tiny(family), str(tmp_path / "saved")
+    # Memory that is away while a checkpoint is written and read makes no difference.
     config = OptimizerConfig(lr=1e-3, use_distributed_optimizer=distributed, lr_decay_steps=9,
+                             optimizer_offload=True, grad_offload=True,
                              lr_decay_style="linear")  # fmt: skip
     facts = (path, read_hf_config(path), layout, dtype, config, folder)
     whole = cluster.run(layout.size, jobs.train_and_save, *facts, 2, 3)[0]

@@ -36,6 +36,7 @@ def train_and_save(
     if rank.rank == 0:
         Path(folder).mkdir()
     rank.universe.barrier()
+    actor.offload()
     save_role(actor.engine, Path(folder))
     return _go_on(rank, actor, layout, hf, after)
 
@@ -54,6 +55,7 @@ def load_and_train(
     actor = make_actor(rank, path, layout, dtype=dtype, optimizer=optimizer)
     for parameter in actor.engine.parameters().values():
         parameter.data.fill_(float("nan"))
+    actor.offload()
     load_role(actor.engine, Path(folder))
     return _go_on(rank, actor, layout, hf, after)
 
