@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megarl.layout import ModelShape
 from megarl.mesh.layout import MeshLayout
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
+from megarl.models.dist_checkpoint import load_role
 from megarl.models.engine import MegatronEngine
 from megarl.runtime.device import device
 
@@ -80,10 +79,11 @@ def _megatron(
 ) -> Tensor:
     """What `_hugging_face` returns, from the checkpoint as Megatron-Core reads it."""
     mesh = RoleMesh("verify", MeshLayout(), GroupFactory(TIMEOUT_S))
-    model: Any = MegatronEngine(hf, shape, mesh, torch.float32).chunks[0]
+    engine = MegatronEngine(hf, shape, mesh, torch.float32)
+    load_role(engine, checkpoint)
+    model: Any = engine.chunks[0]
+    _round(model, dtype)
     with mesh.activate():
-        load_torch_dist([model], checkpoint, mesh)
-        _round(model, dtype)
         at = torch.arange(tokens.shape[1])[None]
         hidden = GPTModel.forward(model, tokens.to(device()), at.to(device()), None)
     hidden = hidden.transpose(0, 1)
@@ -97,16 +97,3 @@ def _megatron(
 def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
-
-
-def load_torch_dist(chunks: list[Any], checkpoint: Path, mesh: RoleMesh) -> None:
-    """Fill a rank's model chunks from a checkpoint; every rank of the mesh calls it, activated."""
-    assert dist.get_world_size() == mesh.layout.size
-    names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
-    wanted = {
-        name: chunk.sharded_state_dict(metadata={"dp_cp_group": mesh.groups.dp_cp})
-        for name, chunk in zip(names, chunks, strict=True)
-    }
-    loaded = dist_checkpointing.load(wanted, str(checkpoint))
-    for name, chunk in zip(names, chunks, strict=True):
-        chunk.load_state_dict(loaded[name])

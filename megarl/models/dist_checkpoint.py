@@ -44,7 +44,7 @@ def load_role(engine: MegatronEngine, folder: Path) -> None:
         except (CheckpointingException, OSError, RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"checkpoint {folder} cannot be read: {error}") from error
         for index, chunk in enumerate(engine.chunks):
-            chunk.load_state_dict(state[f"model{index}"], strict=False)
+            chunk.load_state_dict(state[f"model{index}"])
         if engine.trainer is not None:
             optimizer = engine.trainer.optimizer
             for each in _each(optimizer):

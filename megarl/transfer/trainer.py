@@ -162,7 +162,9 @@ class WeightTransfer:
                 "port": store.port,
                 "attempt": self._attempt,
             }
-            server.initialize(info, self._timeout_s)
+            # It answers when all have joined, for which each of them waits as long as this rank,
+            # and says who is missing.
+            server.initialize(info, 2 * self._timeout_s)
 
         calls = Calls(self._servers, initialize)
         return self._beside(

@@ -43,7 +43,7 @@ def test_figures(tmp_path: Path) -> None:
     for way in found["ways"].values():
         assert len(way["seconds"]) == 3 and min(way["seconds"]) > 0
     assert (tmp_path / "figures.png").stat().st_size > 10_000
-    assert "4 processes on this machine, gloo" in done.stdout
+    assert "4 processes on one node, gloo" in done.stdout
 
 
 @pytest.mark.parametrize(

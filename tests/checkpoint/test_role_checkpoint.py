@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jobs_checkpoint as jobs
@@ -40,9 +41,9 @@ def test_it_goes_on_bit_for_bit(
     config = OptimizerConfig(lr=1e-3, use_distributed_optimizer=distributed, lr_decay_steps=9,
                              optimizer_offload=True, grad_offload=True,
                              lr_decay_style="linear")  # fmt: skip
-    facts = (path, read_hf_config(path), layout, dtype, config, folder)
-    whole = cluster.run(layout.size, jobs.train_and_save, *facts, 2, 3)[0]
-    again = cluster.run(layout.size, jobs.load_and_train, *facts, 3)[0]
+    case = jobs.RoleCase(path, read_hf_config(path), layout, dtype, config, folder)
+    whole = cluster.run(layout.size, jobs.train_and_save, case, 2, 3)[0]
+    again = cluster.run(layout.size, jobs.load_and_train, case, 3)[0]
     for one, other in zip(whole, again, strict=True):
         assert jobs.equal(one, other)
     assert not jobs.equal(whole[0], whole[1])
@@ -55,11 +56,10 @@ def test_another_layout_has_the_same_weights_and_goes_the_same_way(
     """TP2 x PP2 -> TP1 x PP4 and TP2 x DP2; steps agree to rounding."""
     path, folder = tiny("llama"), str(tmp_path / "saved")
     hf, config = read_hf_config(path), OptimizerConfig(lr=1e-3)
-    first = MeshLayout(tp=2, pp=2)
-    whole = cluster.run(4, jobs.train_and_save, path, hf, first, "float32", config, folder, 2, 1)[0]
+    first = jobs.RoleCase(path, hf, MeshLayout(tp=2, pp=2), "float32", config, folder)
+    whole = cluster.run(4, jobs.train_and_save, first, 2, 1)[0]
     for layout in (MeshLayout(pp=4), MeshLayout(tp=2, dp=2)):
-        args = (path, hf, layout, "float32", config, folder, 1)
-        again = cluster.run(4, jobs.load_and_train, *args)[0]
+        again = cluster.run(4, jobs.load_and_train, replace(first, layout=layout), 1)[0]
         assert jobs.equal(whole[0], again[0])
         for key, value in whole[1].items():
             torch.testing.assert_close(again[1][key], value, atol=2e-5, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +19,43 @@ from megarl.models.dist_checkpoint import load_role, save_role
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 
 
-def train_and_save(
-    rank: Rank,
-    path: str,
-    hf: dict[str, Any],
-    layout: MeshLayout,
-    dtype: str,
-    optimizer: OptimizerConfig,
-    folder: str,
-    before: int,
-    after: int,
-) -> list[dict[str, Tensor]]:
+@dataclass(frozen=True)
+class RoleCase:
+    """A role, and where its checkpoint lies."""
+
+    path: str
+    hf: dict[str, Any]
+    layout: MeshLayout
+    dtype: str
+    optimizer: OptimizerConfig
+    folder: str
+
+
+def train_and_save(rank: Rank, case: RoleCase, before: int, after: int) -> list[dict[str, Tensor]]:
     """Full weights when it is saved, and after each of `after` more steps."""
-    actor = make_actor(rank, path, layout, dtype=dtype, optimizer=optimizer)
+    actor = _actor(rank, case)
     for _ in range(before):
-        actor.engine.train_step(*_step_inputs(layout, actor), lambda reports: None)
+        actor.engine.train_step(*_step_inputs(case.layout, actor), lambda reports: None)
     if rank.rank == 0:
-        Path(folder).mkdir()
+        Path(case.folder).mkdir()
     rank.universe.barrier()
     actor.offload()
-    save_role(actor.engine, Path(folder))
-    return _go_on(rank, actor, layout, hf, after)
+    save_role(actor.engine, Path(case.folder))
+    return _go_on(rank, actor, case, after)
 
 
-def load_and_train(
-    rank: Rank,
-    path: str,
-    hf: dict[str, Any],
-    layout: MeshLayout,
-    dtype: str,
-    optimizer: OptimizerConfig,
-    folder: str,
-    after: int,
-) -> list[dict[str, Tensor]]:
+def load_and_train(rank: Rank, case: RoleCase, after: int) -> list[dict[str, Tensor]]:
     """The same from a checkpoint, possibly on another layout."""
-    actor = make_actor(rank, path, layout, dtype=dtype, optimizer=optimizer)
+    actor = _actor(rank, case)
     for parameter in actor.engine.parameters().values():
         parameter.data.fill_(float("nan"))
     actor.offload()
-    load_role(actor.engine, Path(folder))
-    return _go_on(rank, actor, layout, hf, after)
+    load_role(actor.engine, Path(case.folder))
+    return _go_on(rank, actor, case, after)
+
+
+def _actor(rank: Rank, case: RoleCase) -> Any:
+    return make_actor(rank, case.path, case.layout, dtype=case.dtype, optimizer=case.optimizer)
 
 
 def _step_inputs(layout: MeshLayout, actor: Any) -> tuple[list[MicroBatch], Any]:
@@ -75,13 +73,11 @@ def _step_inputs(layout: MeshLayout, actor: Any) -> tuple[list[MicroBatch], Any]
     return micro, loss
 
 
-def _go_on(
-    rank: Rank, actor: Any, layout: MeshLayout, hf: dict[str, Any], steps: int
-) -> list[dict[str, Tensor]]:
-    found = [_full(rank, actor, layout, hf)]
+def _go_on(rank: Rank, actor: Any, case: RoleCase, steps: int) -> list[dict[str, Tensor]]:
+    found = [_full(rank, actor, case.layout, case.hf)]
     for _ in range(steps):
-        actor.engine.train_step(*_step_inputs(layout, actor), lambda reports: None)
-        found.append(_full(rank, actor, layout, hf))
+        actor.engine.train_step(*_step_inputs(case.layout, actor), lambda reports: None)
+        found.append(_full(rank, actor, case.layout, case.hf))
     return found
 
 

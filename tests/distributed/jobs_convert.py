@@ -13,10 +13,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from worker import Rank
 
-from megarl.convert.logits import load_torch_dist
 from megarl.layout import megatron_placement
 from megarl.mesh.layout import MeshLayout, megatron_slice
 from megarl.mesh.role_mesh import GroupFactory, RoleMesh
+from megarl.models.dist_checkpoint import load_role
 from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.validate.models import read_model
 from megarl.weights.load import load_weights
@@ -42,8 +42,7 @@ def load(rank: Rank, cases: dict[str, str], layout: MeshLayout, dtype: torch.dty
         expected = {name: value.detach().clone() for name, value in engine.parameters().items()}
         for value in engine.parameters().values():
             value.detach().fill_(7)
-        with engine.mesh.activate():
-            load_torch_dist(engine.chunks, Path(checkpoint), engine.mesh)
+        load_role(engine, Path(checkpoint))
         different += [
             f"{path} {name} on rank {rank.rank}"
             for name, value in engine.parameters().items()
