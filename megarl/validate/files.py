@@ -15,6 +15,7 @@ from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.load import configured_reward
+from megarl.validate.indexed import check_indexed, is_indexed
 from megarl.weights.source import SafetensorsFolder
 
 WHOLE_FILE_BYTES = 64 << 20
@@ -44,9 +45,13 @@ def check_folders(config: Config, plan: RunPlan) -> None:
 
 def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
     """DataError or ConfigError for data, tokenizer or reward that cannot be used."""
+    if is_indexed(config, purpose):
+        check_indexed(config, plan, _tokenizer(plan.actor))
+        return
     needed = {"train": "train_path", "pretrain": "train_path", "eval": "eval_path"}[purpose]
     if not getattr(config.data, needed):
-        raise ConfigError(f"data.{needed} is empty: give a .jsonl or .parquet file")
+        blend = ", or data.indexed.blend" if purpose == "pretrain" else ""
+        raise ConfigError(f"data.{needed} is empty: give a .jsonl or .parquet file{blend}")
     tokenizer = _tokenizer(plan.actor)
     if purpose == "pretrain":
         _check_texts(config, tokenizer)

@@ -11,6 +11,7 @@ from megarl.validate.choices import check_names, check_numbers
 from megarl.validate.contradictions import check_alias, check_contradictions, check_schedule
 from megarl.validate.engines import check_device, check_engine, check_logger
 from megarl.validate.files import check_data, check_folders, check_run_folder
+from megarl.validate.indexed import check_sample_length, is_indexed
 from megarl.validate.meshes import make_plan
 from megarl.validate.models import read_models
 
@@ -39,7 +40,10 @@ def validate(
     if purpose == "train":
         check_replicas(config, plan)
         check_alias(config, plan)
-    check_lengths(config, plan)
+    if is_indexed(config, purpose):
+        check_sample_length(config, plan)
+    else:
+        check_lengths(config, plan)
     if files:
         if purpose != "pretrain":
             check_engine(config)
