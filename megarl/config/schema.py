@@ -189,8 +189,9 @@ class DataConfig:
     """Column with the preferred answer, for `megarl reward`."""
     rejected_column: str = "rejected"
     """Column with the other answer."""
-    margin_column: str | None = None
-    """Column with the number by which the preferred answer is to score higher; None: 0."""
+    margin_column: str = "margin"
+    """Column with the number by which the preferred answer is to score higher; 0 where there is
+    none."""
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512
