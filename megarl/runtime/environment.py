@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from megarl.runtime.bringup import POOL_VARIABLES, Launch, read_launch, write_pool_env
 
+CALL_AGAIN = 75
+"""Exit status (EX_TEMPFAIL) of a run that was asked to stop and saved: start it again."""
+
 
 def this_launch() -> Launch:
     """Who this process is, by its environment; ConfigError where that is incomplete."""
