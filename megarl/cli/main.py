@@ -80,6 +80,8 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     pipeline.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="see `megarl pipeline --help`"
     )
+    submit = commands.add_parser("submit", help="Submit a pipeline or a config as SLURM jobs")
+    submit.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl submit --help`")
     bench = commands.add_parser("bench", help="Measure: " + ", ".join(BENCHES))
     bench.add_argument("name", choices=BENCHES)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl bench NAME --help`")
@@ -102,6 +104,10 @@ def _dispatch(arguments: list[str]) -> int:
         from megarl.pipeline.commands import main as pipeline
 
         return pipeline(arguments[1:], tuple(RUNS), tell)
+    if arguments[:1] == ["submit"]:
+        from megarl.slurm.commands import main as submit
+
+        return submit(arguments[1:], tuple(RUNS), tell)
     wants_help = bool({"-h", "--help"} & set(arguments))
     parser = build_parser(with_settings=wants_help)
     # Overrides may stand on either side of an option, which argparse leaves over.

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str], commands: Sequence[str], say: Callable[[str],
     if status == 0:
         from megarl.pipeline.report import write_report
 
-        write_report(pipeline)
+        write_report(pipeline.folder)
     return status
 
 

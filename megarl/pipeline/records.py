@@ -1,7 +1,8 @@
 """What is known of each stage: <dir>/stages/NAME.json, written when it starts and when it is done.
 
-A record holds the stage's resolved settings and their hash, and the hashes of the stages that it
-used. A stage that is asked for with other settings is refused, with the difference.
+<dir>/stages.json names the stages in their order. A record holds the stage's resolved settings and
+their hash, and the hashes of the stages that it used. A stage that is asked for with other settings
+is refused, with the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from megarl.config.resume import FREE
 from megarl.errors import ConfigError
 from megarl.pipeline.spec import Pipeline, Stage
 
-STAGES = "stages"
+STAGES, INDEX = "stages", "stages.json"
+State = Literal["submitted", "started", "done"]
 DECIDE = ("run.steps", "run.export")
 """Keys that a run may change when it goes on, and a stage of a pipeline may not."""
 _SHOWN = 4
@@ -40,8 +42,13 @@ class Record:
     inputs: dict[str, str]
     """Stages that it used -> their hashes."""
     hash: str
-    state: Literal["started", "done"]
-    seconds: float
+    folder: str
+    """Its run folder."""
+    metric: str | None
+    """What the report shows; None: the command's usual one."""
+    state: State = "submitted"
+    """submitted: not begun yet, so that its settings may still change."""
+    seconds: float = 0.0
     """Over all attempts."""
 
 
@@ -54,7 +61,9 @@ def wanted_records(pipeline: Pipeline, loaded: Mapping[str, LoadedConfig]) -> di
         command = stage.command or "run"
         text = json.dumps([command, settings, inputs], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        records[stage.name] = Record(stage.name, command, settings, inputs, digest, "started", 0.0)
+        records[stage.name] = Record(
+            stage.name, command, settings, inputs, digest, str(stage.folder), stage.metric
+        )
     return records
 
 
@@ -75,7 +84,7 @@ class Records:
     """The records in a pipeline's folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / STAGES
+        self._folder, self._index = folder / STAGES, folder / INDEX
 
     def path(self, name: str) -> Path:
         """A stage's record."""
@@ -95,11 +104,36 @@ class Records:
 
     def write(self, record: Record) -> None:
         """Keep it; nothing half-written stays. ConfigError where the folder cannot be written."""
-        path = self.path(record.stage)
+        self._write(self.path(record.stage), dataclasses.asdict(record))
+
+    def begin(self, pipeline: Pipeline) -> None:
+        """Write down which stages there are."""
+        names = [stage.name for stage in pipeline.stages]
+        content = {"name": pipeline.name, "seed": pipeline.seed, "stages": names}
+        self._write(self._index, content)
+
+    def index(self) -> dict[str, Any]:
+        """name and seed of the pipeline, and its stages in order; ConfigError where none began."""
+        try:
+            return dict(json.loads(self._index.read_text()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self._index} cannot be read ({error}): no pipeline was begun there"
+            ) from None
+
+    def mark(self, name: str, state: State, seconds: float) -> None:
+        """Set the state of a stage that has a record, and add to its seconds."""
+        record = self.read(name)
+        if record is None:
+            raise ConfigError(f"there is no {self.path(name)}: stage {name} was not submitted")
+        record.state, record.seconds = state, round(record.seconds + seconds, 1)
+        self.write(record)
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         aside = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+            aside.write_text(json.dumps(content, indent=1) + "\n")
             os.replace(aside, path)
         except OSError as error:
             raise ConfigError(
@@ -107,12 +141,12 @@ class Records:
             ) from None
 
     def check(self, wanted: Mapping[str, Record]) -> dict[str, Record]:
-        """The records that are there; ConfigError for one of a stage with other settings."""
+        """The records of stages that began; ConfigError for one of a stage with other settings."""
         found = {name: record for name in wanted if (record := self.read(name)) is not None}
         for name, record in found.items():
-            if record.hash != wanted[name].hash:
+            if record.state != "submitted" and record.hash != wanted[name].hash:
                 raise ConfigError(self._difference(record, wanted[name]))
-        return found
+        return {name: record for name, record in found.items() if record.state != "submitted"}
 
     def _difference(self, before: Record, now: Record) -> str:
         old = {"command": before.command, **before.settings}

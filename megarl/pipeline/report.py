@@ -15,8 +15,7 @@ from megarl.observe.curves import Panel, Series, draw_panels
 from megarl.observe.metrics_file import METRICS_FILE, read_metrics
 from megarl.observe.report import show, summary_table, to_text
 from megarl.observe.summary import table_rows
-from megarl.pipeline.records import Records
-from megarl.pipeline.spec import Pipeline, Stage
+from megarl.pipeline.records import Record, Records
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("probability", "loss"),
@@ -51,77 +50,77 @@ class StageReport:
         return (self.command, self.metric or "", *ends, time)
 
 
-def write_report(pipeline: Pipeline) -> list[StageReport]:
+def write_report(folder: Path) -> None:
     """Show the tables, and write report.txt, report.json and curves.png into the folder."""
-    reports = [_look(pipeline, stage) for stage in pipeline.stages]
-    tables = [_table(pipeline, reports)]
+    records = Records(folder)
+    index = records.index()
+    found = [(name, records.read(name)) for name in index["stages"]]
+    reports = [_look(name, record) for name, record in found]
+    title = f"Pipeline {index['name']}"
+    tables = [_table(title, reports)]
     summaries = {}
-    for stage in pipeline.stages:
-        file = stage.folder / "summary.json"
-        if stage.command is not None and file.exists():
-            summaries[stage.name] = json.loads(file.read_text())
-            rows = table_rows(summaries[stage.name])
-            tables.append(summary_table(rows, ("", "first", "last"), f"Stage {stage.name}"))
+    for report in reports:
+        file = Path(report.folder) / "summary.json"
+        if report.command != "run" and report.folder and file.exists():
+            summaries[report.stage] = json.loads(file.read_text())
+            rows = table_rows(summaries[report.stage])
+            tables.append(summary_table(rows, ("", "first", "last"), f"Stage {report.stage}"))
     text = ""
     for table in tables:
         show(table)
         text += to_text(table)
-    text += _draw(pipeline, reports)
-    (pipeline.folder / "report.txt").write_text(text)
-    content = {
-        "name": pipeline.name,
-        "seed": pipeline.seed,
-        "stages": [asdict(report) for report in reports],
-        "summaries": summaries,
-    }
-    (pipeline.folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-    return reports
+    text += _draw(folder, title, reports)
+    (folder / "report.txt").write_text(text)
+    content = index | {"stages": [asdict(report) for report in reports], "summaries": summaries}
+    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _look(pipeline: Pipeline, stage: Stage) -> StageReport:
-    record = Records(pipeline.folder).read(stage.name)
-    metric, steps, values = _metric(stage)
+def _look(name: str, record: Record | None) -> StageReport:
+    if record is None:
+        return StageReport(name, "", "not begun", 0.0, None, (), (), "")
+    metric, steps, values = _metric(record)
     return StageReport(
-        stage=stage.name,
-        command=stage.command or "run",
-        state="not begun" if record is None else record.state,
-        seconds=0.0 if record is None else record.seconds,
+        stage=name,
+        command=record.command,
+        state=record.state,
+        seconds=record.seconds,
         metric=metric,
         steps=steps,
         values=values,
-        folder=str(stage.folder),
+        folder=record.folder,
     )
 
 
-def _metric(stage: Stage) -> tuple[str | None, tuple[int, ...], tuple[float, ...]]:
+def _metric(record: Record) -> tuple[str | None, tuple[int, ...], tuple[float, ...]]:
     """Name, steps and values of what is shown; a stage without it has none."""
-    asked = (stage.metric,) if stage.metric else USUAL.get(stage.command or "", ())
-    rows = _rows(stage)
+    asked = (record.metric,) if record.metric else USUAL.get(record.command, ())
+    rows = _rows(record)
     for name in asked:
         points = [(step, row[name]) for step, row in rows.items() if name in row]
         if points:
             return name, tuple(step for step, _ in points), tuple(value for _, value in points)
-    missing = f"{stage.metric} (not logged)" if stage.metric and rows else None
+    missing = f"{record.metric} (not logged)" if record.metric and rows else None
     return missing, (), ()
 
 
-def _rows(stage: Stage) -> dict[int, dict[str, float]]:
-    found = stage.folder / "eval" / "eval.json"
-    if stage.command == "eval":
+def _rows(record: Record) -> dict[int, dict[str, float]]:
+    folder = Path(record.folder)
+    found = folder / "eval" / "eval.json"
+    if record.command == "eval":
         return {0: json.loads(found.read_text())} if found.exists() else {}
     try:
-        return read_metrics(stage.folder / METRICS_FILE)
+        return read_metrics(folder / METRICS_FILE)
     except DataError:
         return {}
 
 
-def _table(pipeline: Pipeline, reports: list[StageReport]) -> Table:
+def _table(title: str, reports: list[StageReport]) -> Table:
     heads = ("stage", "command", "metric", "first", "last", "time")
     rows = {report.stage: report.cells() for report in reports}
-    return summary_table(rows, heads, f"Pipeline {pipeline.name}")
+    return summary_table(rows, heads, title)
 
 
-def _draw(pipeline: Pipeline, reports: list[StageReport]) -> str:
+def _draw(folder: Path, title: str, reports: list[StageReport]) -> str:
     """Draw the curves; what is to be said about them."""
     chosen: list[tuple[Panel, Series]] = []
     for report in reports:
@@ -132,5 +131,5 @@ def _draw(pipeline: Pipeline, reports: list[StageReport]) -> str:
         return ""
     if importlib.util.find_spec("matplotlib") is None:
         return f"There is no {CURVES}: matplotlib is not installed.\n"
-    path: Path = draw_panels(chosen, pipeline.folder / CURVES, title=f"Pipeline {pipeline.name}")
+    path: Path = draw_panels(chosen, folder / CURVES, title=title)
     return f"Curves: {path}\n"

@@ -27,6 +27,7 @@ def run_stages(pipeline: Pipeline, wanted: Mapping[str, Record], say: Callable[[
     """
     records = Records(pipeline.folder)
     found = records.check(wanted)
+    records.begin(pipeline)
     for number, stage in enumerate(pipeline.stages, 1):
         record = found.get(stage.name) or wanted[stage.name]
         title = f"stage {number} of {len(pipeline.stages)}, {stage.name}"
@@ -34,16 +35,16 @@ def run_stages(pipeline: Pipeline, wanted: Mapping[str, Record], say: Callable[[
             say(f"{title}: done before ({record.seconds:.0f} s), see {records.path(stage.name)}")
             continue
         say(f"{title} ...")
+        record.state = "started"
         records.write(record)
         started = time.monotonic()
         status = run_command(command_line(stage))
-        record.seconds = round(record.seconds + time.monotonic() - started, 1)
-        record.state = "done" if status == 0 else "started"
-        records.write(record)
+        seconds = time.monotonic() - started
+        records.mark(stage.name, "started" if status else "done", seconds)
         if status:
             say(f"{title}: {_ending(status)}; the same command goes on with this stage")
             return status
-        say(f"{title}: {record.seconds:.0f} s")
+        say(f"{title}: {seconds:.0f} s")
     return 0
 
 

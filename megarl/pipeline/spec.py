@@ -22,7 +22,7 @@ from megarl.errors import ConfigError
 TOP_KEYS = ("name", "dir", "seed", "stages")
 STAGE_KEYS = ("name", "run", "command", "config", "overrides", "metric", "slurm")
 SLURM_KEYS = (
-    "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "time", "partition",
+    "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_node", "time", "partition",
 )  # fmt: skip
 RESERVED = (*TOP_KEYS, "slurm")
 """Names that a stage cannot have."""
