@@ -47,7 +47,7 @@ def _arguments() -> argparse.Namespace:
 
 def _pretrain(folder: Path, arguments: argparse.Namespace) -> None:
     megarl(
-        "pretrain",
+        "sft",
         str(CONFIGS / "pretrain.yaml"),
         f"run.dir={folder / 'pretrain'}",
         f"run.seed={arguments.seed}",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from megarl.data.rows import write_rows
 from megarl.data.tasks import careless_text, write_task
-from megarl.data.texts import write_texts
 
 EVASIVE, WRONG, COPIES = 0.45, 0.10, 5
 PROMPT = "{expression} ="
@@ -39,7 +39,7 @@ def write_assets(
         for copy in range(COPIES)
         for row in careless_text(entries, EVASIVE, WRONG, seed=seed * COPIES + copy)
     ]
-    write_texts(folder / "texts.jsonl", texts)
+    write_rows(folder / "texts.jsonl", texts)
 
 
 def write_tokenizer(folder: Path) -> None:

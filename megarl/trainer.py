@@ -224,7 +224,7 @@ def _plan(config: Config) -> RunPlan:
     check_names(config)
     check_numbers(config)
     plan = make_plan(config, read_models(config, "train"), 1, "train")
-    check_folders(config, plan)
+    check_folders(config, plan, "train")
     return plan
 
 

@@ -3,7 +3,7 @@
 <run.dir>/checkpoints/iter_0000010/actor/       torch_dist, as Megatron-Core writes it
                                    critic/
                                    rank_0000.pt  random generators of rank 0
-                                   state.json    where the run stands
+                                   state.json    where the run stands, and every file's size
 <run.dir>/checkpoints/latest_checkpointed_iteration.txt
 """
 
@@ -23,11 +23,21 @@ ASIDE = ".partial"
 _NAME = re.compile(r"iter_(\d{7})")
 
 
+def saves(config: Config) -> bool:
+    """Whether a run with these settings keeps checkpoints."""
+    return config.checkpoint.save_interval > 0
+
+
 def goes_on(config: Config) -> bool:
     """Whether a run with these settings continues one that is in its folder."""
-    if config.checkpoint.resume_mode == "never":
-        return False
-    return CheckpointFolder(Path(config.run.dir) / CHECKPOINTS).latest() is not None
+    folder = CheckpointFolder(Path(config.run.dir) / CHECKPOINTS)
+    match config.checkpoint.resume_mode:
+        case "never":
+            return False
+        case "previous":
+            return bool(folder.steps())
+        case _:
+            return folder.latest() is not None
 
 
 class CheckpointFolder:
@@ -83,10 +93,35 @@ class CheckpointFolder:
         if path.exists():  # of an attempt that was resumed from before it
             shutil.rmtree(path)
         os.replace(self.aside(step), path)
+        sync_folder(self.root)
         named = self.root / (LATEST + ASIDE)
-        named.write_text(f"{step}\n")
+        write_synced(named, f"{step}\n")
         os.replace(named, self.root / LATEST)
+        sync_folder(self.root)
         old = self.steps()[:-keep_last] if keep_last else []
         for each in old:
             if each != step and not (keep_every and each % keep_every == 0):
                 shutil.rmtree(self.path(each))
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Path below the folder -> bytes, of every file in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file that survives a power cut once this returns."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

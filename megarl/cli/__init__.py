@@ -1,1 +1,1 @@
-"""The command line: `megarl train | pretrain | eval | doctor | bench`."""
+"""The command line: `megarl pretrain | sft | reward | train | eval | ...`."""

@@ -12,7 +12,9 @@ from megarl.errors import ConfigError, MegaRLError
 
 RUNS = {
     "train": "Train with PPO, GRPO or another estimator",
-    "pretrain": "Next-token training of the actor's model on data.train_path",
+    "pretrain": "Next-token training of the actor's model on indexed data sets (data.indexed)",
+    "sft": "Supervised fine-tuning of the actor's model on the answers in data.train_path",
+    "reward": "Train a reward model (the actor's sections) on the preferences in data.train_path",
     "eval": "Greedy answers on data.eval_path, scored by the reward",
 }
 BENCHES = ("step", "reshard", "pack")

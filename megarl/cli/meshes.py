@@ -13,7 +13,7 @@ def describe_plan(
     config: Config, plan: RunPlan, ranks_per_node: int, command: str, costs: Sequence[str] = ()
 ) -> str:
     """Sizes of what `megarl <command>` would run, what it costs, then one line per rank."""
-    generates = command != "pretrain"
+    generates = command in ("train", "eval")
     plan = assign_shards(plan, lambda rank: rank // ranks_per_node) if generates else plan
     head = _head(plan)
     head += [_rollout(config, plan)] if generates else []
@@ -38,8 +38,8 @@ def _rollout(config: Config, plan: RunPlan) -> str:
 
 def _step(config: Config, command: str) -> str:
     data, algorithm = config.data, config.algorithm
-    if command == "pretrain":
-        return f"a step: {algorithm.global_batch_size} texts, one optimizer step"
+    if command != "train":
+        return f"a step: {algorithm.global_batch_size} examples, one optimizer step"
     samples = data.rollout_batch_size * data.n_samples_per_prompt
     updates = samples // algorithm.global_batch_size * algorithm.ppo_epochs
     return (

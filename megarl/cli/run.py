@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megarl.checkpoint.folder import goes_on
+from megarl.checkpoint.folder import goes_on, saves
 from megarl.cli.output import complain, tell
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
@@ -25,6 +25,8 @@ RESOLVED = "config.yaml"
 ENTRIES = {
     "train": ("megarl.train.main", "run_training"),
     "pretrain": ("megarl.train.main", "run_pretraining"),
+    "sft": ("megarl.train.main", "run_sft"),
+    "reward": ("megarl.train.main", "run_reward_model"),
     "eval": ("megarl.train.main", "run_eval"),
 }
 
@@ -37,7 +39,7 @@ def run(
     dry_run: bool = False,
     ranks_per_node: int | None = None,
 ) -> int:
-    """`megarl train|pretrain|eval CONFIG [a.b=c ...]`; returns the exit status.
+    """`megarl train|pretrain|sft|reward|eval CONFIG [a.b=c ...]`; returns the exit status.
 
     Under a launcher this process is one rank. Alone it checks everything, then is the only rank
     itself or starts all of them.
@@ -91,10 +93,10 @@ def _run(
         return 0
     plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
     if first and not checked:
-        _save(loaded, continues=command == "train" and goes_on(config))
+        _save(loaded, continues=command != "eval" and goes_on(config))
     if alone and world_size > 1:
         tell(f"starting {world_size} ranks on this machine")
-        return spawn.spawn(arguments, world_size, complain, module=MODULE)
+        return spawn.spawn(arguments, world_size, complain, module=MODULE, saves=saves(config))
     if checked:
         spawn.die_with_parent()
     else:

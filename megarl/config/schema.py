@@ -161,6 +161,17 @@ class DataConfig:
     label_column: str | None = "label"
     """Column with the reference answer; in pretraining what is learned after the prompt (dotted
     paths reach into objects); None: there is none, and pretraining learns all of the prompt."""
+    response_column: str = "response"
+    """Column with the answer that `megarl sft` learns after the prompt."""
+    messages_column: str | None = None
+    """Column with whole conversations, of which `megarl sft` learns every turn of the assistant, in
+    place of prompt and response."""
+    chosen_column: str = "chosen"
+    """Column with the preferred answer, for `megarl reward`."""
+    rejected_column: str = "rejected"
+    """Column with the other answer."""
+    margin_column: str | None = None
+    """Column with the number by which the preferred answer is to score higher; None: 0."""
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512
@@ -233,6 +244,9 @@ class AlgorithmConfig:
     """Fill micro-batches up to max_tokens_per_gpu instead of micro_batch_size."""
     max_tokens_per_gpu: int = 4096
     """Padded tokens of one micro-batch, where use_dynamic_batch_size is set."""
+    sequence_packing: bool = False
+    """Lay short samples of a micro-batch behind each other in one row: less padding. Attention
+    stays inside each sample."""
     critic_warmup: int = 0
     """Steps in which only the critic is trained."""
 
@@ -284,14 +298,17 @@ class CheckpointConfig:
     """What is kept of a run, so that it can go on."""
 
     save_interval: int = 0
-    """Steps between checkpoints, and one after the last step; 0: none."""
+    """Steps between checkpoints, and one after the last step; 0: only when SIGUSR1 asks for it."""
     keep_last: int = 2
     """How many stay; 0 is all."""
     keep_every: int = 0
     """Checkpoints of steps that are multiples of this stay for ever; 0: none."""
+    async_save: bool = False
+    """Write while training goes on, from a copy of each rank's part in host memory."""
     resume_mode: str = "auto"
-    """auto: go on from the newest checkpoint in run.dir, where there is one; never: start anew, and
-    set the earlier run's records aside."""
+    """auto: go on from the newest checkpoint in run.dir, where there is one; previous: the same,
+    and from the one before where the newest cannot be read; never: start anew, and set the earlier
+    run's records aside."""
 
 
 @dataclass

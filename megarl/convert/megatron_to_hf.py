@@ -15,10 +15,9 @@ from megarl.convert.stored import Entry, entries
 from megarl.convert.tables import read_tables
 from megarl.convert.workers import num_jobs, run_jobs
 from megarl.errors import ConfigError, DataError
-from megarl.layout import ModelShape, hf_tensors, with_scalar_head
-from megarl.layout.rules import family_of
+from megarl.layout import hf_tensors, with_scalar_head
 from megarl.validate.models import read_model
-from megarl.weights.folder import change_config, shard_name, shard_tensors, write_index
+from megarl.weights.folder import change_config, head_keys, shard_name, shard_tensors, write_index
 
 MAX_SHARD_BYTES = 5_000_000_000
 VALUE_HEAD = "value_head.weight"
@@ -64,7 +63,7 @@ def megatron_to_hf(
         if len(files) > 1:
             index = {name: names[i] for i, file in enumerate(files) for name in file}
             write_index(partial, index, total)
-        change_config(partial, dtype, **_head_keys(shape, config))
+        change_config(partial, dtype, **head_keys(shape, config))
 
 
 def checkpoint_folder(source: Path) -> Path:
@@ -99,13 +98,3 @@ def _only_dtype(found: dict[Entry, tuple[Rows, ...]], folder: Path) -> torch.dty
     if dtype not in NAMES.values():
         raise DataError(f"{folder}: {types[dtype]} is {dtype}; converted are {', '.join(NAMES)}")
     return dtype
-
-
-def _head_keys(shape: ModelShape, config: dict[str, object]) -> dict[str, object]:
-    """What config.json must say of a scalar head that it does not say yet."""
-    names = [str(name) for name in config.get("architectures") or ()]  # type: ignore[attr-defined]
-    if shape.scalar_head is None or any(n.endswith("ForSequenceClassification") for n in names):
-        return {}
-    known = family_of(shape).architectures
-    head = next(name for name in known if name.endswith("ForSequenceClassification"))
-    return {"architectures": [head], "num_labels": 1}

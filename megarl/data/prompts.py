@@ -186,25 +186,12 @@ class _Template:
             if not self._wrap_plain_text:
                 return prompt, False
             prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
+        if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
             raise DataError(
                 f"{place}: the prompt is neither text nor a list of chat messages "
                 f'{{"role": ..., "content": ...}}: {str(prompt)[:80]!r}'
             )
-        if not self._tokenizer.chat_template:
-            raise DataError(
-                f"{place}: the prompt needs a chat template and the tokenizer has none: use an "
-                "instruction-tuned model's tokenizer, or plain text without apply_chat_template"
-            )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=True
-            )
-        except (
-            Exception
-        ) as error:  # A template is a program of its author's, and may raise anything.
-            raise DataError(f"{place}: the chat template refuses the prompt: {error}") from error
-        return text, True
+        return chat_text(self._tokenizer, prompt, place), True
 
     def tokenize(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Token ids of each text; a template has written the special tokens itself."""
@@ -220,5 +207,28 @@ class _Template:
         return ids
 
 
-def _is_message(value: Any) -> bool:
+def chat_text(
+    tokenizer: Tokenizer, messages: Sequence[Any], place: str, *, generation: bool = True
+) -> str:
+    """Chat messages as one text, where `generation` with the start of the answer.
+
+    DataError, with the place, where there is no template or it refuses.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{place}: the messages need a chat template and the tokenizer has none: use an "
+            "instruction-tuned model's tokenizer, or plain text without apply_chat_template"
+        )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation
+            )
+        )
+    except Exception as error:  # A template is a program of its author's, and may raise anything.
+        raise DataError(f"{place}: the chat template refuses the messages: {error}") from error
+
+
+def is_message(value: Any) -> bool:
+    """Whether it is one chat message."""
     return isinstance(value, dict) and "role" in value and "content" in value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     raise DataError(f"data set {path} is of an unknown format: give a .jsonl or a .parquet file")
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as jsonl, one object a line."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    Path(path).write_text("".join(lines))
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:

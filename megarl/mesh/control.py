@@ -25,10 +25,15 @@ class Control:
         universe: Universe,
         announce: Callable[[int, str, int | None], None],
         waiting: Callable[[bool], None] = lambda _: None,
+        asked_to_leave: Callable[[], bool] = lambda: False,
     ) -> None:
-        """announce: hears the verbs; waiting: hears when an exchange begins and ends."""
+        """announce: hears the verbs; waiting: hears when an exchange begins and ends.
+
+        asked_to_leave: whether somebody wants this rank to save and end.
+        """
         self._universe = universe
         self._announce, self._waiting = announce, waiting
+        self.asked_to_leave = asked_to_leave
         self.sequence = 0
         self.verb = "start"
         self.step: int | None = None

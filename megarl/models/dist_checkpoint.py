@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.serialization import load_content_metadata
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
-from megarl.errors import DataError
+from megarl.errors import ConfigError, DataError
 from megarl.models.engine import MegatronEngine
+from megarl.models.role_save import RoleSave
 
 SHARDING = "fully_reshardable"
 """Of the distributed optimizer's states: the one form that any other layout can load."""
 
 
-def save_role(engine: MegatronEngine, folder: Path) -> None:
-    """Write the role to an empty folder; all ranks of its pool call it together."""
-    if filesystem_async._results_queue is None:
-        # Megatron's would be a process of its own, which outlives this one when that is killed.
-        filesystem_async._results_queue = queue.SimpleQueue()
+def save_role(engine: MegatronEngine, folder: Path, *, copies: bool = False) -> RoleSave:
+    """Begin to write the role to an empty folder; all ranks of its pool call it together.
+
+    It is whole after `RoleSave.finish`. copies: see RoleSave.
+    """
     with engine.mesh.activate():
-        dist_checkpointing.save(
-            _state(engine, loading=False),
-            str(folder),
-            content_metadata=_metadata(engine),
-        )
+        state = _state(engine, loading=False)
+    return RoleSave(engine, state, folder, _metadata(engine), copies=copies)
 
 
 def load_role(engine: MegatronEngine, folder: Path) -> None:
     """Read weights and, where the role is trained, optimizer and schedule, under any layout.
 
     All ranks of its pool call it together. Raises DataError, naming the folder, for one that is
-    not whole or belongs to another model.
+    not whole or belongs to another model; ConfigError where experts were dealt otherwise.
     """
     with engine.mesh.activate():
         try:
+            if engine.trainer is not None:
+                _check_experts(engine, folder)
             state = dist_checkpointing.load(_state(engine, loading=True), str(folder))
-        except (CheckpointingException, OSError, RuntimeError, ValueError, KeyError) as error:
+        except (
+            CheckpointingException,
+            CheckpointException,  # of torch, and no Exception by its own wish
+            OSError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+        ) as error:
             raise DataError(f"checkpoint {folder} cannot be read: {error}") from error
         for index, chunk in enumerate(engine.chunks):
             chunk.load_state_dict(state[f"model{index}"])
@@ -52,6 +59,29 @@ def load_role(engine: MegatronEngine, folder: Path) -> None:
             optimizer.load_state_dict(state["optimizer"])
             engine.trainer.schedule.load_state_dict(state["schedule"])
             _part_steps(optimizer)
+
+
+def _check_experts(engine: MegatronEngine, folder: Path) -> None:
+    """Megatron-Core cannot deal optimizer states of experts anew."""
+    here, saved = _experts(engine), load_content_metadata(str(folder))
+    if saved is None or not engine.shape.num_experts:
+        return
+    for key, value in here.items():
+        if saved.get(key, value) != value:
+            raise ConfigError(
+                f"checkpoint {folder} was saved with {key} {saved[key]} and the mesh has {value}: "
+                "optimizer states of experts stay on the mesh that they were made on; keep it, or "
+                "start anew from the weights alone (`megarl convert megatron-to-hf` makes a model "
+                "folder of them, which any mesh reads)"
+            )
+
+
+def _experts(engine: MegatronEngine) -> dict[str, int]:
+    layout = engine.mesh.layout
+    return {
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": layout.etp,
+    }
 
 
 def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
@@ -80,6 +110,7 @@ def _metadata(engine: MegatronEngine) -> dict[str, Any]:
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
         "dp_cp_group": engine.mesh.groups.dp_cp,
+        **_experts(engine),
     }
 
 

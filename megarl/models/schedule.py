@@ -41,11 +41,12 @@ def run_schedule(
         batch = next(data)
         length = batch.tokens.shape[1]
         positions = torch.arange(length).expand(batch.tokens.shape).to(device)
+        mask = batch.attention_mask()
         scored = ScoredTokens(batch.position.to(device), batch.target.to(device))
         output = model(
             batch.tokens.to(device),
             positions,
-            None,
+            None if mask is None else mask.to(device),
             scored=scored,
             temperature=temperature,
             with_entropy=with_entropy,

@@ -42,7 +42,17 @@ PANELS = (
     Panel("Log-probability: training against rollout", ("*logprob*diff*",), unit="nats"),
     Panel("Time per phase", ("timing_s/*",), ("timing_s/step", "timing_s/*/*"), "s", stacked=True),
 )
-"""What a report shows; a panel without a metric is left out."""
+"""What a report of reinforcement learning shows; a panel without a metric is left out."""
+
+SUPERVISED_PANELS = (
+    Panel("Loss", ("loss", "eval/loss"), unit="nats"),
+    Panel("Probability of the right token", ("probability", "eval/probability")),
+    Panel("Accuracy", ("accuracy", "eval/accuracy"), unit="share right"),
+    Panel("Reward", ("*reward_chosen", "*reward_rejected"), unit="score"),
+    Panel("Gradient norm", ("grad_norm",)),
+    Panel("Tokens per second", ("perf/tokens_per_s",)),
+)
+"""What a report of learning from examples shows."""
 
 
 def plot_curves(

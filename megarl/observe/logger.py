@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from megarl.errors import ConfigError
-from megarl.observe.metrics_file import METRICS_FILE, MetricsWriter
+from megarl.observe.metrics_file import METRICS_FILE, MetricsWriter, drop_after
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +31,7 @@ class Logger:
 
         ConfigError if the folder cannot be written, or TensorBoard is wanted and not installed.
         """
-        directory = Path(log_dir)
+        self._directory = directory = Path(log_dir)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lines = MetricsWriter(directory / METRICS_FILE) if jsonl else None
@@ -58,6 +58,14 @@ class Logger:
                 if name not in broken:
                     self._tensorboard.add_scalar(name, value, step)
 
+    def forget_after(self, step: int) -> None:
+        """Drops what was logged of later steps: a resumed run logs them again."""
+        if self._lines is not None:
+            drop_after(self._directory / METRICS_FILE, step)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = _summary_writer(self._directory, purge_step=step + 1)
+
     def close(self) -> None:
         """Flushes and closes the files; a second call does nothing."""
         if self._lines is not None:
@@ -78,7 +86,7 @@ class Logger:
         self.close()
 
 
-def _summary_writer(directory: Path) -> SummaryWriter:
+def _summary_writer(directory: Path, purge_step: int | None = None) -> SummaryWriter:
     try:
         # Here, since it takes seconds to import.
         from torch.utils.tensorboard import SummaryWriter
@@ -87,4 +95,4 @@ def _summary_writer(directory: Path) -> SummaryWriter:
             f"use_tensorboard needs TensorBoard: pip install tensorboard, or set it to false "
             f"({error})"
         ) from error
-    return SummaryWriter(str(directory), flush_secs=10)
+    return SummaryWriter(str(directory), flush_secs=10, purge_step=purge_step)

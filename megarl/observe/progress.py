@@ -45,6 +45,11 @@ class Progress:
         """Steps that an earlier start of the run made."""
         self._done = done
 
+    def note(self, text: str) -> None:
+        """One line beside the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False)
+
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Counts steps as done and shows the figures; earlier ones stay until given again."""
         if not self._enabled:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from megarl.errors import ConfigError
 from megarl.pipeline.records import Record, Records
 from megarl.pipeline.spec import Pipeline, Stage
-from megarl.runtime.environment import CALL_AGAIN
+from megarl.runtime.requeue import REQUEUE_STATUS
 from megarl.runtime.spawn import die_with_parent
 
 MODULE = "megarl.cli.main"
@@ -94,7 +94,7 @@ def _interrupted(process: subprocess.Popen[bytes]) -> int:
 
 
 def _ending(status: int) -> str:
-    if status == CALL_AGAIN:
+    if status == REQUEUE_STATUS:
         return "asked to stop, and saved"
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         return "interrupted"

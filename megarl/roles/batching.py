@@ -19,6 +19,8 @@ class MicroBatchLimit:
 
     micro_batch_size: int | None
     max_tokens: int | None
+    packing: bool = False
+    """Samples share rows; max_tokens then counts tokens without padding."""
 
 
 def deal_mini_batches(group: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
@@ -76,6 +78,7 @@ def cut_micro_batches(
             [lengths[row] for row in own],
             micro_batch_size=limit.micro_batch_size,
             max_tokens=limit.max_tokens,
+            packing=limit.packing,
         )
         per_slice.append([[own[i] for i in batch] for batch in cut])
     count = max(equalize([len(batches) for batches in per_slice], multiple_of), multiple_of)

@@ -6,6 +6,7 @@ one shard, whatever the model's size.
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from megarl.reshard.executor import Resharder
 from megarl.reshard.placements import actor_placements
 from megarl.roles.megatron_role import MegatronRole
 from megarl.runtime.device import device
-from megarl.weights.folder import FolderWriter, shard_tensors
+from megarl.weights.folder import FolderWriter, head_keys, shard_tensors
 
 MAX_SHARD_BYTES = 4 << 30
 BUFFER_BYTES = 256 << 20
@@ -36,7 +37,8 @@ def export_hf(
 ) -> None:
     """Write the role's weights to `folder`; config and tokenizer come from `template`.
 
-    All ranks call it together; the first rank of the role's pool writes. The folder appears under
+    All ranks call it together; the first rank of the role's pool writes. A model with a scalar head
+    is written as a ...ForSequenceClassification with one label. The folder appears under
     its name when it is whole.
     """
     writer_rank = role.pool.ranks[0]
@@ -62,5 +64,6 @@ def export_hf(
             if writer is not None:
                 writer.write({name: tensor.cpu() for name, tensor in buffers.items()})
         if writer is not None:
-            writer.finish(dtype)
+            hf = json.loads((Path(template) / "config.json").read_text())
+            writer.finish(dtype, **head_keys(shape, hf))
     universe.barrier()

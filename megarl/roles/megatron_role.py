@@ -8,7 +8,7 @@ rest of the owner's slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,10 +164,32 @@ class MegatronRole:
         """
         micro = self._build(batch, rows, inputs)
 
+        def rows_of(one: MicroBatch) -> set[int]:
+            return set((one.slot // batch.width).tolist())
+
+        return self.train_micro_batches(batch, micro, rows_of, rows, loss, **options)
+
+    def train_micro_batches(
+        self,
+        batch: RoleBatch,
+        micro: Sequence[MicroBatch],
+        rows_of: Callable[[MicroBatch], set[int]],
+        rows: Sequence[int],
+        loss: Loss,
+        **options: Any,
+    ) -> tuple[list[tuple[MicroBatch, dict[str, Tensor]]], StepResult]:
+        """The step of `train_on` for micro-batches that are made; rows_of: local rows of one."""
+
         def check(reports: list[dict[str, Tensor]]) -> None:
             for one, report in zip(micro, reports, strict=bool(reports)):
-                if not math.isfinite(float(report["loss"])):
-                    self._raise_not_finite("loss", float(report["loss"]), batch, one)
+                value = float(report["loss"])
+                if not math.isfinite(value):
+                    local = rows_of(one)
+                    named = [row for row, index in batch.index.items() if index in local]
+                    raise RunError(
+                        f"{self.name}, rank {self._universe.rank}: the loss is {value} on samples "
+                        f"{named}; lower the learning rate, or look at these samples"
+                    )
 
         reports, step = self.engine.train_step(micro, loss, check, **options)
         if not math.isfinite(step.grad_norm):
@@ -197,16 +219,7 @@ class MegatronRole:
                 batch.width,
                 inputs,
                 self.pad_to_multiple,
+                packing=self._limit.packing,
             )
             for micro in self.cut(batch, rows)
         ]
-
-    def _raise_not_finite(
-        self, what: str, value: float, batch: RoleBatch, micro: MicroBatch
-    ) -> None:
-        local = set((micro.slot // batch.width).tolist())
-        rows = [row for row, index in batch.index.items() if index in local]
-        raise RunError(
-            f"{self.name}, rank {self._universe.rank}: the {what} is {value} on samples {rows}; "
-            "lower the learning rate, or look at these samples' rewards and log-probs"
-        )

@@ -14,9 +14,6 @@ from megarl.runtime.bringup import (
     write_pool_env,
 )
 
-CALL_AGAIN = 75
-"""Exit status (EX_TEMPFAIL) of a run that was asked to stop and saved: start it again."""
-
 
 @dataclass(frozen=True, slots=True)
 class SlurmStep:

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from megarl.runtime.requeue import REQUEUE_STATUS
 
 if TYPE_CHECKING:
     from megarl.runtime.bringup import Launch
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 CHECKED = "MEGARL_CONFIG_CHECKED"
 """Set for ranks whose parent has read checkpoints, data and rewards already."""
 
-STATUSES = frozenset({0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM})
+STATUSES = frozenset({0, 1, 2, REQUEUE_STATUS, 128 + signal.SIGINT, 128 + signal.SIGTERM})
 """Exit statuses of ranks that have said why themselves."""
 
 PEER_GRACE_S = 6.0
@@ -86,12 +88,19 @@ def rank_environments(env: Mapping[str, str], num_ranks: int, port: int) -> list
 
 
 def spawn(
-    arguments: Sequence[str], num_ranks: int, say: Callable[[str], None], *, module: str
+    arguments: Sequence[str],
+    num_ranks: int,
+    say: Callable[[str], None],
+    *,
+    module: str,
+    saves: bool = False,
 ) -> int:
     """Run `python -m module arguments...` as `num_ranks` ranks; returns the worst exit status.
 
     When one fails the others get `PEER_GRACE_S` to end by themselves; then they are ended. SIGINT
-    and SIGTERM end all. `say` gets one line for a rank that was killed and could not speak itself.
+    and SIGTERM end all; with `saves` the first SIGTERM is passed on to the ranks, which save and
+    leave, as SIGUSR1 always is. `say` gets one line for a rank that was killed and could not speak
+    itself.
     """
     from megarl.runtime.bringup import free_port, read_launch
     from megarl.runtime.watch import sweep_shared_memory
@@ -102,8 +111,13 @@ def spawn(
     # A terminated parent must take its ranks along: its SIGTERM becomes an exception here.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
+        # Ranks inherit this, and so are not ended by it while they are still starting.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         for env in environments:
             ranks.append(_Rank(len(ranks), subprocess.Popen(command, env=env)))
+        _pass_on(signal.SIGUSR1, ranks, afterwards=None)
+        if saves:
+            _pass_on(signal.SIGTERM, ranks, afterwards=_terminated)
         _watch(ranks)
     except KeyboardInterrupt:
         _end(ranks)
@@ -114,6 +128,7 @@ def spawn(
         _end(ranks)
         sweep_shared_memory(read_launch(environments[0]).run_id)
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     for rank in ranks:
         if rank.killed_by is not None:
             say(f"rank {rank.number} (process {rank.process.pid}) was killed by {rank.killed_by}")
@@ -147,6 +162,19 @@ class _Rank:
         if self.ended_here:
             return 0
         return 128 - code if code < 0 else code
+
+
+def _pass_on(number: int, ranks: Sequence[_Rank], afterwards: Any) -> None:
+    """Send the signal on to the ranks; `afterwards` handles the next of its kind, where given."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if afterwards is not None:
+            signal.signal(number, afterwards)
+        for rank in ranks:
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
+
+    signal.signal(number, handle)
 
 
 class _Terminated(Exception):

@@ -44,8 +44,16 @@ class Watch:
         pids: dict[int, int],
         run_name: str,
         stall_timeout_s: float,
+        *,
+        saves: bool = False,
     ) -> None:
-        """store: a connection of the watch's own; pids: rank -> process, of this node's ranks."""
+        """store: a connection of the watch's own; pids: rank -> process, of this node's ranks.
+
+        saves: whether a first SIGTERM asks to save and leave, as SIGUSR1 does, instead of ending
+        the run at once.
+        """
+        self._saves, self._parent = saves, os.getppid()
+        self._asked_to_leave = False
         self._store, self.rank, self._world = store, rank, world_size
         self._pids, self._run_name = pids, run_name
         self._stall_timeout_s = stall_timeout_s
@@ -62,9 +70,10 @@ class Watch:
         self._thread = threading.Thread(target=self._loop, name="megarl-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin watching; SIGTERM wakes the watch even when the main thread is blocked."""
+        """Begin watching; signals wake the watch even when the main thread is blocked."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: None)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, lambda *_: None)
             signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._thread.start()
 
@@ -87,6 +96,7 @@ class Watch:
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._thread.join(timeout=2 * POLL_S + GRACE_S)
 
     def fail(self, error: BaseException) -> None:
@@ -122,12 +132,25 @@ class Watch:
             woken, _, _ = select.select([self._wake_read], [], [], POLL_S)
             signals = os.read(self._wake_read, 64) if woken else b""
             try:
-                self._look(terminated=signal.SIGTERM in signals)
+                self._look(terminated=self._ends_at_once(signals))
             except (RuntimeError, dist.DistError) as error:
                 time.sleep(1.0)
                 if not self._done.is_set():
                     what = f"the store is gone, so node 0 has ended ({error})"
                     self._end({"rank": 0, "where": "the store", "what": what, "code": 1})
+
+    def asked_to_leave(self) -> bool:
+        """Whether a signal asked this rank to save and leave."""
+        return self._asked_to_leave
+
+    def _ends_at_once(self, signals: bytes) -> bool:
+        """Whether SIGTERM came and is no request to save first."""
+        saves = self._saves and not self._asked_to_leave and os.getppid() == self._parent
+        if signal.SIGUSR1 in signals or (signal.SIGTERM in signals and saves):
+            _LOG.info("asked by a signal to save and leave")
+            self._asked_to_leave = True
+            return False
+        return signal.SIGTERM in signals
 
     def _look(self, terminated: bool) -> None:
         if self._store.check([FAILURE_KEY]):

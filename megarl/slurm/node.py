@@ -4,9 +4,9 @@ It is torchrun, in this process, with three differences:
 
 - The rendezvous comes from SLURM's variables: node 0 of the step is the host, ranks are in the
   order of the nodes. Outside of SLURM there is one node.
-- SIGUSR1 and SIGTERM are handed to the ranks, which save and leave, and it waits for them. torchrun
-  itself dies of SIGUSR1, and kills its ranks 30 s after a SIGTERM. (SLURM may have signalled the
-  ranks as well: a second signal must mean the same to them.)
+- At SIGUSR1 or SIGTERM the ranks get SIGUSR1, at which they save and leave, and it waits for them.
+  torchrun itself dies of SIGUSR1, and kills its ranks 30 s after a SIGTERM. SLURM mostly signals
+  the ranks too, whose second SIGTERM ends them at once: so theirs comes later, and is another.
 - It leaves with the status of its ranks, where torchrun leaves with 1: 75 says "saved, start me
   again". A rank that SIGUSR1 ended before it could listen counts as such.
 """
@@ -16,12 +16,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from megarl.runtime.environment import CALL_AGAIN, set_variables, slurm_step
+from megarl.runtime.environment import set_variables, slurm_step
+from megarl.runtime.requeue import REQUEUE_STATUS, STATUS_IS_READ
 
 HANDED_ON = (signal.SIGUSR1, signal.SIGTERM)
+AFTER_SLURM_S = 1.0
+"""By then SLURM's own signal has reached the ranks."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,12 +37,15 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     parsed = parse_args([*_rendezvous(), *arguments])
+    set_variables({STATUS_IS_READ: "1"})
     _share_cores(int(parsed.nproc_per_node))
     try:
         run(parsed)
     except ChildFailedError as failed:
         status = worst(failure.exitcode for failure in failed.failures.values())
-        _tell(f"ranks {sorted(failed.failures)} ended with {status}", failed=status != CALL_AGAIN)
+        _tell(
+            f"ranks {sorted(failed.failures)} ended with {status}", failed=status != REQUEUE_STATUS
+        )
         return status
     return 0
 
@@ -46,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 def worst(codes: Iterable[int]) -> int:
     """The status of a node by the exit codes of its ranks; a signal is a negative one."""
     codes = list(codes)
-    if any(code in (CALL_AGAIN, -signal.SIGUSR1) for code in codes):
-        return CALL_AGAIN
+    if any(code in (REQUEUE_STATUS, -signal.SIGUSR1) for code in codes):
+        return REQUEUE_STATUS
     return max((128 - code if code < 0 else code for code in codes), default=1)
 
 
@@ -78,9 +85,10 @@ def _share_cores(num_ranks: int) -> None:
 
 
 def _hand_on(number: int, frame: object) -> None:
+    time.sleep(AFTER_SLURM_S)
     for pid in _children():
         try:
-            os.kill(pid, number)
+            os.kill(pid, signal.SIGUSR1)
         except ProcessLookupError:
             continue
 

@@ -23,8 +23,6 @@ from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.mesh.universe import Universe
 from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.models.transformer_config import torch_dtype
-from megarl.observe.logger import Logger
-from megarl.observe.progress import Progress
 from megarl.observe.records import keep_plan
 from megarl.rewards.load import configured_reward
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
@@ -36,9 +34,10 @@ from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
-from megarl.train.learner import Books, Learner
+from megarl.train.learner import Learner
 from megarl.train.run import Run
 from megarl.train.scoring import Scorer
+from megarl.train.stage import Books, open_books
 from megarl.types import Prompt, SamplingSpec
 from megarl.weights.load import load_weights
 from megarl.weights.source import FreshWeights, SafetensorsFolder, WeightSource
@@ -68,6 +67,7 @@ class Builder:
         limit = MicroBatchLimit(
             None if dynamic else algorithm.micro_batch_size,
             algorithm.max_tokens_per_gpu if dynamic else None,
+            algorithm.sequence_packing,
         )
         mesh = engine = None
         if self.universe.pool == pool:
@@ -172,7 +172,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
-    actor, books = parts["actor"], _open_books(config, universe)
+    actor, books = parts["actor"], open_books(config, universe, "train")
     sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
     keep_plan(Path(config.run.dir), universe.rank, sync.text())
     if books.logger is not None and not goes_on(config):
@@ -306,10 +306,3 @@ def policy_settings(config: Config) -> PolicyLossSettings:
         ppo_epochs=algorithm.ppo_epochs,
         temperature=config.rollout.temperature,
     )
-
-
-def _open_books(config: Config, universe: Universe) -> Books:
-    if universe.rank != 0:
-        return Books(None, None)
-    logger = Logger(use_tensorboard=config.observe.use_tensorboard, log_dir=config.run.dir)
-    return Books(logger, Progress("train", config.run.steps, enabled=config.observe.progress))

@@ -1,103 +1,180 @@
-"""Saves a run and has it go on: weights, Adam, and where everything stands, bit for bit."""
+"""Saves a stage and has it go on: weights, Adam, and where everything stands, bit for bit."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megarl.checkpoint.folder import CHECKPOINTS, CheckpointFolder
+from megarl.checkpoint.folder import CHECKPOINTS, CheckpointFolder, file_sizes, write_synced
 from megarl.errors import DataError, RunError
 from megarl.models.dist_checkpoint import load_role, save_role
-from megarl.observe.metrics_file import METRICS_FILE, drop_after
-from megarl.roles.megatron_role import MegatronRole
-from megarl.train.evaluate import Answer, Evaluation
-from megarl.train.run import Run
+from megarl.models.role_save import CheckpointError, RoleSave
+from megarl.runtime.requeue import ask_for_requeue, withdraw_requeue
+from megarl.train.stage import Stage
 
 STATE = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run; all ranks call its methods together."""
+    """The checkpoints of one stage; all ranks call its methods together."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._settings = run, run.config.checkpoint
-        self._folder = CheckpointFolder(Path(run.config.run.dir) / CHECKPOINTS)
-        self._roles: dict[str, MegatronRole] = {
-            name: role
-            for name, role in run.megatron_roles().items()
-            if name in ("actor", "critic") and role is not None
-        }
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._settings = stage, stage.config.checkpoint
+        self._folder = CheckpointFolder(Path(stage.config.run.dir) / CHECKPOINTS)
+        self._roles = stage.trained_roles()
+        self._on_the_way: tuple[int, list[RoleSave], str] | None = None
+        """Step, parts and state of a save that is still being written."""
 
     def save_if_due(self) -> None:
-        """After every `checkpoint.save_interval` steps, and after the last."""
-        interval, run = self._settings.save_interval, self._run
-        if interval and (run.step % interval == 0 or run.step == run.config.run.steps):
-            with run.verb("save_checkpoint"):
-                self._save()
+        """After every `checkpoint.save_interval` steps, after the last, and when asked to leave."""
+        stage, interval = self._stage, self._settings.save_interval
+        asked, written = self._agree_on_facts()
+        if written:
+            self._complete()
+        last = stage.step == stage.config.run.steps
+        if asked or (interval and (stage.step % interval == 0 or last)):
+            with stage.verb("save_checkpoint"):
+                self._complete()
+                self._begin(copies=self._settings.async_save and not (asked or last))
+        if asked and not last:
+            stage.leaving = True
+            if stage.control.is_rank(0):
+                ask_for_requeue(Path(stage.config.run.dir), stage.step)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, where there is one and the settings want it."""
-        run, first = self._run, self._run.control.is_rank(0)
-        if self._settings.resume_mode == "never":
-            return
-        with run.verb("load_checkpoint"):
-            step = run.control.gather(self._folder.latest() if first else None)[0]
-            if step is None:
-                return
-            self._load(self._folder.path(step))
-            if first:
-                drop_after(Path(run.config.run.dir) / METRICS_FILE, step)
+        """Go on from the newest checkpoint, where there is one and the settings want it.
 
-    def _save(self) -> None:
-        run, step, folder = self._run, self._run.step, self._folder
-        first = run.control.is_rank(0)
-        self._guarded(lambda: folder.begin(step, list(self._roles)) if first else None)
-        self._guarded(lambda: self._write(folder.aside(step)))
-        settings = self._settings
+        Raises DataError, naming it, for one that cannot be read; with resume_mode previous, only
+        where none can.
+        """
+        stage, mode = self._stage, self._settings.resume_mode
+        first = stage.control.is_rank(0)
         if first:
-            state = json.dumps(_state(run), indent=1)
-            self._guarded(lambda: _finish(folder, step, state, settings))
-        else:
-            self._guarded(lambda: None)
+            withdraw_requeue(Path(stage.config.run.dir))
+        if mode == "never":
+            return
+        with stage.verb("load_checkpoint"):
+            problems: list[str] = []
+            for step in stage.control.gather(self._candidates() if first else [])[0]:
+                problem = self._try(step)
+                if problem is None:
+                    self._go_on(step, problems)
+                    return
+                problems.append(problem)
+                if mode != "previous":
+                    cure = "; checkpoint.resume_mode=previous goes on from the one before it"
+                    raise DataError(problem + cure)
+            if problems:
+                raise DataError("; ".join(problems))
 
-    def _guarded(self, work: Any) -> None:
-        """Do a part of a save; where any rank failed, all say so and the last checkpoint stays."""
-        problem = None
+    def _candidates(self) -> list[int]:
+        """Steps to try, the newest first."""
+        if self._settings.resume_mode == "previous":
+            return self._folder.steps()[::-1]
+        latest = self._folder.latest()
+        return [] if latest is None else [latest]
+
+    def _go_on(self, step: int, problems: list[str]) -> None:
+        books = self._stage.books
+        if books.logger is not None:
+            books.logger.forget_after(step)
+        if books.progress is not None:
+            for problem in problems:
+                books.progress.note(problem)
+            books.progress.begin_at(step)
+
+    def _agree_on_facts(self) -> tuple[bool, bool]:
+        """Whether any rank was asked to leave, and whether a save is written on all of them."""
+        control, saves = self._stage.control, self._on_the_way
+        here = saves is not None and all(save.is_written for save in saves[1])
+        facts = control.gather((control.asked_to_leave(), here))
+        return any(asked for asked, _ in facts), all(written for _, written in facts)
+
+    def _begin(self, *, copies: bool) -> None:
+        """Write the step's checkpoint; with `copies` it may be whole later."""
+        stage, folder, step = self._stage, self._folder, self._stage.step
+        state = {"step": step, "world_size": stage.universe.size, "stage": stage.state_dict()}
+        with self._saving(step):
+            if stage.control.is_rank(0):
+                folder.begin(step, list(self._roles))
+            stage.control.gather(None)  # the folder is there
+            saves = self._write(folder.aside(step), copies)
+        self._on_the_way = step, saves, json.dumps(state)
+        if not copies:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Wait for the save that is on its way, and give it its name."""
+        if self._on_the_way is None:
+            return
+        (step, saves, state), self._on_the_way = self._on_the_way, None
+        settings, aside = self._settings, self._folder.aside(step)
+        with self._saving(step):
+            for save in saves:
+                save.finish()
+            self._stage.control.gather(None)  # all files are written
+            if self._stage.control.is_rank(0):
+                whole = json.loads(state) | {"files": file_sizes(aside)}
+                write_synced(aside / STATE, json.dumps(whole))
+                self._folder.finish(step, settings.keep_last, settings.keep_every)
+
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """A failure inside ends the run on all ranks, also those that wait for this one."""
         try:
-            work()
-        except (OSError, RuntimeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        for rank, found in enumerate(self._run.control.gather(problem)):
-            if found is not None:
-                raise RunError(
-                    f"checkpoint of step {self._run.step}: rank {rank} could not write it to "
-                    f"{self._folder.root} ({found}); the one before it is still there"
-                )
+            yield
+        except (OSError, RuntimeError, CheckpointError) as error:
+            raise RunError(
+                f"checkpoint of step {step} could not be written to {self._folder.root} "
+                f"({type(error).__name__}: {error}); the one before it is still there"
+            ) from error
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, copies: bool) -> list[RoleSave]:
+        saves = []
         for name, role in self._roles.items():
             if role.here:
-                save_role(role.engine, path / name)
+                saves.append(save_role(role.engine, path / name, copies=copies))
+                if not copies:
+                    saves[-1].finish()
                 role.offload()
-        torch.save(self._generators(), path / _rank_file(self._run.universe.rank))
+        torch.save(self._generators(), path / _rank_file(self._stage.universe.rank))
+        return saves if copies else []
 
-    def _load(self, path: Path) -> None:
-        run = self._run
+    def _try(self, step: int) -> str | None:
+        """Load a checkpoint; what is wrong with it, the same on all ranks, where it cannot be."""
+        control, path = self._stage.control, self._folder.path(step)
+        state, problem = None, None
+        if control.is_rank(0):
+            try:
+                state = _read_state(path)
+            except DataError as error:
+                problem = str(error)
+        state, problem = control.gather((state, problem))[0]
+        if problem is not None:
+            return problem
         try:
-            state = json.loads((path / STATE).read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"checkpoint {path} cannot be read: {STATE}: {error}") from error
+            self._load(path, state)
+        except DataError as error:
+            problem = str(error)
+        return next((found for found in control.gather(problem) if found is not None), None)
+
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
+        stage = self._stage
         for name, role in self._roles.items():
             if role.here:
                 load_role(role.engine, path / name)
                 role.offload()
-        own = path / _rank_file(run.universe.rank)
-        if state["world_size"] == run.universe.size and own.exists():
+        own = path / _rank_file(stage.universe.rank)
+        if state["world_size"] == stage.universe.size:
             self._set_generators(torch.load(own, weights_only=True))
-        _restore(run, state)
+        stage.step = int(state["step"])
+        stage.load_state_dict(state["stage"])
 
     def _generators(self) -> dict[str, Any]:
         own = {n: r.engine.mesh.rng_states for n, r in self._roles.items() if r.here}
@@ -113,40 +190,20 @@ def _rank_file(rank: int) -> str:
     return f"rank_{rank:04d}.pt"
 
 
-def _finish(folder: CheckpointFolder, step: int, state: str, settings: Any) -> None:
-    (folder.aside(step) / STATE).write_text(state)
-    folder.finish(step, settings.keep_last, settings.keep_every)
-
-
-def _state(run: Run) -> dict[str, Any]:
-    """Where the run stands after a step, as JSON."""
-    evaluations = {
-        step: [_answer(one) for one in evaluation.answers]
-        for step, evaluation in run.books.evaluations.items()
-    }
-    return {
-        "step": run.step,
-        "world_size": run.universe.size,
-        "order": run.order.state_dict(),
-        "kl_controller": run.kl_controller.state_dict(),
-        "weight_version": run.actor.weight_version,
-        "weight_sync": run.weight_sync.state_dict(),
-        "evaluations": evaluations,
-    }
-
-
-def _restore(run: Run, state: dict[str, Any]) -> None:
-    run.step = int(state["step"])
-    run.order.load_state_dict(state["order"])
-    run.kl_controller.load_state_dict(state["kl_controller"])
-    run.actor.weight_version = int(state["weight_version"])
-    run.weight_sync.load_state_dict(state["weight_sync"])
-    for step, answers in state["evaluations"].items():
-        found = tuple(Answer(**one | {"token_ids": tuple(one["token_ids"])}) for one in answers)
-        run.books.evaluations[int(step)] = Evaluation(found)
-    if run.books.progress is not None:
-        run.books.progress.begin_at(run.step)
-
-
-def _answer(answer: Answer) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in Answer.__slots__}
+def _read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state; DataError for a folder that is not what was written."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"checkpoint {path} cannot be read: {STATE}: {error}") from error
+    for name, size in state["files"].items():
+        try:
+            found = os.stat(path / name).st_size
+        except OSError as error:
+            raise DataError(f"checkpoint {path} cannot be read: {name}: {error.strerror}") from None
+        if found != size:
+            raise DataError(
+                f"checkpoint {path} cannot be read: {name} has {found} bytes where {size} were "
+                "written"
+            )
+    return state

@@ -18,25 +18,28 @@ SAMPLE_ANSWERS = 10
 
 
 def finish_run(run: Run) -> None:
-    """Write everything that outlasts the run, then free the engines; all ranks call it."""
+    """Write everything that outlasts the run; all ranks call it."""
     folder = Path(run.config.run.dir)
     if run.config.run.export:
         with run.verb("export"):
             path = run.actor_path
             dtype = torch_dtype(run.config.actor.model.dtype)
             export_hf(run.universe, run.actor, run.shape, dtype, folder / "model", path)
-    if run.books.logger is not None:
-        run.books.logger.close()
-        if run.books.progress is not None:
-            run.books.progress.close()
+    run.close_books()
+    if run.universe.rank == 0:
         _report(run, folder)
+
+
+def close_run(run: Run) -> None:
+    """Close the books and free the engines; all ranks call it."""
+    run.close_books()
     run.universe.barrier()
     if run.rollout.here:
         run.rollout.engine.close()
 
 
 def _report(run: Run, folder: Path) -> None:
-    evaluations = run.books.evaluations
+    evaluations = run.evaluations
     for step, evaluation in evaluations.items():
         write_answers(folder / f"answers-step{step}.jsonl", evaluation)
     accuracy = {step: one.accuracy for step, one in evaluations.items()}

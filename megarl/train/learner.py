@@ -2,60 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from megarl.algorithms.kl import KLController
-from megarl.config.schema import Config
 from megarl.layout import ModelShape
-from megarl.mesh.control import Control
-from megarl.mesh.universe import Universe
-from megarl.observe.logger import Logger
-from megarl.observe.progress import Progress
-from megarl.observe.timing import Phases
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.critic import Critic
 from megarl.roles.megatron_role import MegatronRole
-from megarl.train.evaluate import Evaluation
-
-
-@dataclass
-class Books:
-    """What is written while the run goes on; the logger and the bar exist on rank 0 only."""
-
-    logger: Logger | None
-    progress: Progress | None
-    phases: Phases = field(default_factory=Phases)
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)
-    """Step (0 is before the first) -> evaluation."""
-    sync: dict[str, float] = field(default_factory=dict)
-    step_started: float = 0.0
+from megarl.train.stage import Stage
 
 
 @dataclass(kw_only=True)
-class Learner:
-    """Actor, critic and reference on this rank; fields hold the same on all ranks."""
+class Learner(Stage):
+    """Actor, critic and reference on this rank."""
 
-    config: Config
     actor_path: str
     """Hugging Face folder the actor started from."""
     shape: ModelShape
     """The actor's."""
-    universe: Universe
-    control: Control
     actor: Actor
     critic: Critic | None
     reference: PolicyRole | None
     policy_settings: PolicyLossSettings
     kl_controller: KLController
-    books: Books
-    step: int = 0
 
     @property
     def temperature(self) -> float:
         """What Megatron divides its logits by: the sampling temperature."""
         return self.config.rollout.temperature
+
+    def trained_roles(self) -> dict[str, MegatronRole]:
+        """Actor and critic."""
+        roles = {"actor": self.actor, "critic": self.critic}
+        return {name: role for name, role in roles.items() if role is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The KL controller, and how often the actor was written."""
+        return {
+            "kl_controller": self.kl_controller.state_dict(),
+            "weight_version": self.actor.weight_version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        self.actor.weight_version = int(state["weight_version"])
 
     def megatron_roles(self) -> dict[str, MegatronRole]:
         """The roles that hold Megatron models."""
@@ -68,10 +60,3 @@ class Learner:
         single = algorithm.ppo_epochs == 1 and num_mini_batches == 1
         warming = self.step < algorithm.critic_warmup
         return not single or warming or algorithm.kl_coef > 0
-
-    @contextmanager
-    def verb(self, name: str) -> Iterator[None]:
-        """One numbered verb: announced to the peers, timed as `timing_s/<name>`."""
-        self.control.enter(name)
-        with self.books.phases(name):
-            yield

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megarl.checkpoint.folder import saves
 from megarl.config.schema import Config, RunConfig
 from megarl.mesh.control import Control
 from megarl.mesh.run_plan import RunPlan
@@ -18,6 +19,7 @@ from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
 from megarl.runtime.environment import set_variables, slurm_step, this_launch
+from megarl.runtime.requeue import requeue_status
 from megarl.runtime.warnings_filter import silence_known_warnings
 from megarl.runtime.watch import Watch, sweep_shared_memory
 
@@ -45,7 +47,8 @@ class Session:
     Use as `with Session(...) as session`: an exception inside ends all ranks with its cause.
     """
 
-    def __init__(self, plan: RunPlan, config: RunConfig) -> None:
+    def __init__(self, plan: RunPlan, config: RunConfig, *, saves: bool = False) -> None:
+        """saves: whether SIGTERM asks for a checkpoint before the run ends."""
         launch = this_launch()
         self._log = RankLog(config.dir, launch.rank)
         if step := slurm_step():
@@ -68,8 +71,11 @@ class Session:
             {rank: pid for rank, (host, pid) in enumerate(facts) if host == here},
             launch.run_id,
             config.stall_timeout_s,
+            saves=saves,
         )
-        self.control = Control(self.universe, self.watch.announce, self.watch.waiting)
+        self.control = Control(
+            self.universe, self.watch.announce, self.watch.waiting, self.watch.asked_to_leave
+        )
 
     def __enter__(self) -> Session:
         self.watch.start()
@@ -92,26 +98,47 @@ class Session:
 
 def run_training(config: Config, plan: RunPlan) -> int:
     """Train on this rank; returns the exit status."""
-    with Session(plan, config.run) as session:
+    with Session(plan, config.run, saves=saves(config)) as session:
         # Megatron and vLLM may be imported only after the process is prepared.
         from megarl.train.build import build_run
         from megarl.train.driver import train
-        from megarl.train.finish import finish_run
+        from megarl.train.finish import close_run, finish_run
 
         plan = assign_shards(plan, session.universe.node_of.__getitem__)
         run = build_run(config, plan, session.universe, session.control)
         train(run)
-        finish_run(run)
-    return 0
+        if not run.leaving:
+            finish_run(run)
+        close_run(run)
+        return requeue_status() if run.leaving else 0
 
 
 def run_pretraining(config: Config, plan: RunPlan) -> int:
     """Pretrain on this rank; returns the exit status."""
-    with Session(plan, config.run) as session:
-        from megarl.train.pretrain import pretrain
+    return _run_supervised("build_pretraining", config, plan)
 
-        pretrain(config, plan, session.universe, session.control)
-    return 0
+
+def run_sft(config: Config, plan: RunPlan) -> int:
+    """Fine-tune on this rank; returns the exit status."""
+    return _run_supervised("build_sft", config, plan)
+
+
+def run_reward_model(config: Config, plan: RunPlan) -> int:
+    """Train a reward model on this rank; returns the exit status."""
+    return _run_supervised("build_reward_model", config, plan)
+
+
+def _run_supervised(builder: str, config: Config, plan: RunPlan) -> int:
+    with Session(plan, config.run, saves=saves(config)) as session:
+        from megarl.train import supervised, supervised_build
+
+        build = getattr(supervised_build, builder)
+        stage = build(config, plan, session.universe, session.control)
+        supervised.learn(stage)
+        if not stage.leaving:
+            supervised.finish(stage)
+        stage.close_books()
+        return requeue_status() if stage.leaving else 0
 
 
 def run_eval(config: Config, plan: RunPlan) -> int:

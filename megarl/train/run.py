@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from megarl.data.order import PromptOrder
 from megarl.reshard.executor import SyncReport
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
-from megarl.train.evaluate import evaluate
+from megarl.train.evaluate import Answer, Evaluation, evaluate
 from megarl.train.learner import Learner
 from megarl.train.scoring import Scorer
 from megarl.types import Prompt, SamplingSpec
@@ -28,15 +29,31 @@ class Run(Learner):
     eval_prompts: Sequence[Prompt]
     order: PromptOrder
     sampling: SamplingSpec
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    """Step (0 is before the first) -> evaluation."""
+    sync_metrics: dict[str, float] = field(default_factory=dict)
+    """This rank's numbers of the last weight sync."""
 
-    def steps(self) -> Iterator[int]:
-        """The steps that are still to be made."""
-        for step in range(self.step, self.config.run.steps):
-            self.step = step
-            self.control.step = step + 1
-            self.books.phases.pop()  # what lies between two steps belongs to neither
-            self.books.step_started = time.perf_counter()
-            yield step
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's, with the data's order, the sync's version and all evaluations."""
+        kept = {
+            step: [{name: getattr(one, name) for name in Answer.__slots__} for one in found.answers]
+            for step, found in self.evaluations.items()
+        }
+        return super().state_dict() | {
+            "order": self.order.state_dict(),
+            "weight_sync": self.weight_sync.state_dict(),
+            "evaluations": kept,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.order.load_state_dict(state["order"])
+        self.weight_sync.load_state_dict(state["weight_sync"])
+        for step, answers in state["evaluations"].items():
+            found = tuple(Answer(**one | {"token_ids": tuple(one["token_ids"])}) for one in answers)
+            self.evaluations[int(step)] = Evaluation(found)
 
     def next_prompts(self) -> list[Prompt]:
         """The step's prompts, the same on every rank."""
@@ -44,7 +61,7 @@ class Run(Learner):
 
     def note_sync(self, report: SyncReport) -> None:
         """Keep a sync's numbers for the step's metrics."""
-        self.books.sync = {
+        self.sync_metrics = {
             "reshard/seconds": report.seconds,
             "reshard/bytes_received": float(report.bytes_received),
             "reshard/bytes_local": float(report.bytes_local),
@@ -64,8 +81,7 @@ class Run(Learner):
         metrics |= self._timing_metrics(metrics)
         metrics["run/weight_version"] = float(self.weight_sync.version)
         self.step = step + 1
-        if self.books.logger is not None:
-            self.books.logger.log(metrics, step + 1)
+        self.log(metrics, step + 1)
         if self.books.progress is not None:
             self.books.progress.advance(
                 reward=metrics["reward_mean"],
@@ -76,9 +92,8 @@ class Run(Learner):
 
     def evaluate_if_due(self) -> None:
         """Greedy answers on the held-out prompts, where this step asks for them."""
-        interval, steps = self.config.run.eval_interval, self.config.run.steps
-        due = self.step in (0, steps) or (interval > 0 and self.step % interval == 0)
-        if not due or not self.eval_prompts or self.step in self.books.evaluations:
+        wanted = self.evaluation_is_due() and self.eval_prompts
+        if not wanted or self.step in self.evaluations:
             return
         self.control.step = self.step
         with self.verb("evaluate"):
@@ -90,14 +105,13 @@ class Run(Learner):
                 self.sampling,
                 self.config.reward.success_reward,
             )
-        self.books.evaluations[self.step] = result
-        if self.books.logger is not None:
-            seconds = self.books.phases.pop()["timing_s/evaluate"]
-            self.books.logger.log(result.metrics() | {"eval/seconds": seconds}, self.step)
+        self.evaluations[self.step] = result
+        seconds = self.books.phases.pop()["timing_s/evaluate"]
+        self.log(result.metrics() | {"eval/seconds": seconds}, self.step)
 
     def _sync_metrics(self) -> dict[str, float]:
         """The sync's bytes over all ranks, and the slowest rank's time."""
-        answers = self.control.gather(self.books.sync)
+        answers = self.control.gather(self.sync_metrics)
         total = {name: sum(answer[name] for answer in answers) for name in answers[0]}
         total["reshard/seconds"] = max(answer["reshard/seconds"] for answer in answers)
         canary = self.weight_sync.canary.report

@@ -24,7 +24,16 @@ def check_groups(config: Config) -> None:
             f"{batch}: the samples of a prompt stay in one optimizer step; take "
             f"{_fitting(samples, batch, group)} for global_batch_size"
         )
-    longest = data.max_prompt_length + data.max_response_length
+    _check_micro_batches(config, data.max_prompt_length + data.max_response_length)
+
+
+def check_examples(config: Config) -> None:
+    """ConfigError where no micro-batch could hold an example."""
+    _check_micro_batches(config, config.data.max_prompt_length + config.data.max_response_length)
+
+
+def _check_micro_batches(config: Config, longest: int) -> None:
+    data, algorithm = config.data, config.algorithm
     if algorithm.use_dynamic_batch_size and algorithm.max_tokens_per_gpu < longest:
         raise ConfigError(
             f"algorithm.max_tokens_per_gpu {algorithm.max_tokens_per_gpu} cannot hold one sample "

@@ -28,7 +28,7 @@ NAMES: dict[str, Sequence[str | None]] = {
     "reward.model.recompute_granularity": _RECOMPUTE,
     "actor.optimizer.lr_decay_style": _LR_DECAY,
     "critic.optimizer.lr_decay_style": _LR_DECAY,
-    "checkpoint.resume_mode": ("auto", "never"),
+    "checkpoint.resume_mode": ("auto", "previous", "never"),
     "rollout.engine": ("vllm", "transformers", "scripted"),
     "rollout.dtype": (None, *_DTYPES),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config.schema import Config
+from megarl.data.examples import configured_examples
+from megarl.data.preferences import configured_pairs
 from megarl.data.prompts import configured_prompts
 from megarl.data.stop_tokens import stop_tokens
-from megarl.data.texts import check_texts
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
@@ -21,6 +22,8 @@ WHOLE_FILE_BYTES = 64 << 20
 """Data sets up to this size are read whole here; of larger ones the first rows."""
 FIRST_ROWS = 20_000
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+READERS = {"sft": configured_examples, "reward": configured_pairs}
+"""How the stages that learn from examples read a file."""
 PADDING_ROWS = 128
 """Rows by which an embedding is commonly padded beyond its tokenizer."""
 
@@ -35,21 +38,23 @@ def check_run_folder(config: Config) -> None:
         raise ConfigError(f"run.dir {folder}: {above[0]} cannot be written: give another folder")
 
 
-def check_folders(config: Config, plan: RunPlan) -> None:
+def check_folders(config: Config, plan: RunPlan, purpose: str) -> None:
     """DataError for weights that are missing, truncated or not what config.json says."""
     for name, role in plan.roles.items():
         if not getattr(config, name).model.fresh:
-            _check_weights(name, role)
+            new_head = name == "critic" or purpose == "reward"
+            _check_weights(name, role, new_head=new_head)
 
 
 def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
     """DataError or ConfigError for data, tokenizer or reward that cannot be used."""
-    needed = {"train": "train_path", "pretrain": "train_path", "eval": "eval_path"}[purpose]
+    needed = "eval_path" if purpose == "eval" else "train_path"
     if not getattr(config.data, needed):
         raise ConfigError(f"data.{needed} is empty: give a .jsonl or .parquet file")
     tokenizer = _tokenizer(plan.actor)
-    if purpose == "pretrain":
-        _check_texts(config, tokenizer)
+    if purpose in READERS:
+        for key in ("train_path", "eval_path"):
+            _check_examples(config, tokenizer, key, READERS[purpose])
         return
     try:
         stop_tokens(plan.actor.path, tokenizer)
@@ -64,12 +69,12 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         _check_prompts(config, tokenizer, key, reward)
 
 
-def _check_weights(name: str, role: RolePlan) -> None:
+def _check_weights(name: str, role: RolePlan, *, new_head: bool) -> None:
+    """new_head: the role gets a scalar head where the folder is a language model's."""
     try:
         folder = SafetensorsFolder(role.path)
         expected = hf_tensors(role.shape)
-        if name == "critic" and role.shape.scalar_head not in folder.names:
-            # A critic that starts from a language model gets a new head.
+        if new_head and role.shape.scalar_head not in folder.names:
             expected.pop(role.shape.scalar_head or "", None)
         folder.check(expected, not_read(folder, role.shape))
     except DataError as error:
@@ -135,20 +140,21 @@ def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunct
         )
 
 
-def _check_texts(config: Config, tokenizer: Any) -> None:
-    """Pretraining reads texts, or prompts and what follows them."""
-    data = config.data
+def _check_examples(config: Config, tokenizer: Any, key: str, read: Any) -> None:
+    path, batch = getattr(config.data, key), config.algorithm.global_batch_size
+    if not path:
+        return
+    limit = _row_limit(path)
     try:
-        check_texts(
-            data.train_path,
-            data.prompt_column,
-            data.label_column,
-            tokenizer,
-            data.max_prompt_length + data.max_response_length,
-            _row_limit(data.train_path),
-        )
+        examples = read(config.data, path, tokenizer, limit)
     except DataError as error:
-        raise DataError(f"data.train_path: {error}") from None
+        raise DataError(f"data.{key}: {error}") from None
+    if key == "train_path" and limit is None and len(examples) < batch:
+        raise ConfigError(
+            f"algorithm.global_batch_size {batch} is more than the {len(examples)} examples in "
+            f"{path} ({examples.dropped} longer ones dropped): a step would hold an example twice; "
+            "lower it, or add examples"
+        )
 
 
 def _row_limit(path: str | Path) -> int | None:

@@ -34,7 +34,7 @@ def make_plan(
         rollout.pipeline_parallel_size,
         rollout.enable_expert_parallel,
     )
-    if purpose != "pretrain":
+    if purpose in ("train", "eval"):
         _check_rollout(config, models["actor"].shape, len(ranks), replica)
     return RunPlan(
         world_size=world_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,20 +36,29 @@ def read_models(config: Config, purpose: str) -> dict[Role, RoleModel]:
             "(unless actor.model.fresh) and a tokenizer"
         )
     models: dict[Role, RoleModel] = {"actor": _read(config, "actor")}
+    if purpose == "reward":
+        models["actor"] = replace(models["actor"], shape=scored(models["actor"].shape))
+        return models
     if models["actor"].shape.scalar_head is not None:
         raise ConfigError(
             f"actor.model.path {models['actor'].path}: config.json is of a value or reward model, "
             "which has no output layer: give a causal language model"
         )
     if purpose == "train" and needs_critic(config):
-        models["critic"] = _read(config, "critic")
+        critic = _read(config, "critic")
+        models["critic"] = replace(critic, shape=scored(critic.shape))
     if purpose == "train" and needs_reference(config):
         models["reference"] = _read(config, "reference")
-    if purpose != "pretrain" and config.reward.model.path:
+    if purpose in ("train", "eval") and config.reward.model.path:
         models["reward"] = _read(config, "reward")
         _check_reward_model(models["reward"])
     _check_same_tokens(models)
     return models
+
+
+def scored(shape: ModelShape) -> ModelShape:
+    """The shape with a scalar head in place of its vocabulary head, where it has one."""
+    return shape if shape.scalar_head is not None else with_scalar_head(shape)
 
 
 def mesh_of(config: Config, role: Role) -> MeshConfig:
@@ -64,8 +73,6 @@ def _read(config: Config, role: Role) -> RoleModel:
     path = str(Path(own or config.actor.model.path).expanduser())
     mesh = mesh_of(config, role)
     hf, shape = read_model(path, key, tp=max(mesh.tensor_model_parallel_size, 1))
-    if role == "critic" and shape.scalar_head is None:
-        shape = with_scalar_head(shape)
     return RoleModel(key, path, hf, shape, mesh)
 
 

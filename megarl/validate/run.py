@@ -6,7 +6,7 @@ from typing import Literal
 
 from megarl.config.schema import Config
 from megarl.mesh.run_plan import RunPlan
-from megarl.validate.batches import check_groups, check_lengths, check_replicas
+from megarl.validate.batches import check_examples, check_groups, check_lengths, check_replicas
 from megarl.validate.choices import check_names, check_numbers
 from megarl.validate.contradictions import check_alias, check_contradictions, check_schedule
 from megarl.validate.engines import check_device, check_engine, check_logger
@@ -14,7 +14,9 @@ from megarl.validate.files import check_data, check_folders, check_run_folder
 from megarl.validate.meshes import make_plan
 from megarl.validate.models import read_models
 
-Purpose = Literal["train", "pretrain", "eval"]
+Purpose = Literal["train", "pretrain", "sft", "reward", "eval"]
+SUPERVISED = ("pretrain", "sft", "reward")
+"""What learns from examples: without rollouts, critic or reference."""
 
 
 def validate(
@@ -32,8 +34,9 @@ def validate(
     if purpose == "train":
         check_contradictions(config)
         check_groups(config)
-    if purpose == "pretrain":
+    if purpose in SUPERVISED:
         check_schedule(config.actor.optimizer, "actor")
+        check_examples(config)
     models = read_models(config, purpose)
     plan = make_plan(config, models, world_size, purpose)
     if purpose == "train":
@@ -41,10 +44,10 @@ def validate(
         check_alias(config, plan)
     check_lengths(config, plan)
     if files:
-        if purpose != "pretrain":
+        if purpose not in SUPERVISED:
             check_engine(config)
         check_logger(config)
         check_run_folder(config)
-        check_folders(config, plan)
+        check_folders(config, plan, purpose)
         check_data(config, plan, purpose)
     return plan

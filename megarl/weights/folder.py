@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megarl.layout.rules import ModelShape, family_of
 from megarl.runtime import unfinished
 
 COMPANIONS = (
@@ -69,6 +70,16 @@ def change_config(folder: Path, dtype: torch.dtype, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def head_keys(shape: ModelShape, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json must say of a scalar head that it does not say yet."""
+    names = [str(name) for name in config.get("architectures") or ()]
+    if shape.scalar_head is None or any(n.endswith("ForSequenceClassification") for n in names):
+        return {}
+    known = family_of(shape).architectures
+    head = next(name for name in known if name.endswith("ForSequenceClassification"))
+    return {"architectures": [head], "num_labels": 1}
+
+
 class FolderWriter:
     """Writes shards into `<folder>.partial` and renames it when `finish` is called.
 
@@ -111,10 +122,10 @@ class FolderWriter:
         self._map.update(dict.fromkeys(tensors, name))
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
-    def finish(self, dtype: torch.dtype) -> None:
-        """Write index and config, then make the folder visible under its name."""
+    def finish(self, dtype: torch.dtype, **changes: Any) -> None:
+        """Write index and config, with `changes` in it; then give the folder its name."""
         if self._num_shards > 1:
             write_index(self._partial, self._map, self._bytes)
-        change_config(self._partial, dtype)
+        change_config(self._partial, dtype, **changes)
         shutil.rmtree(self._folder, ignore_errors=True)
         os.replace(self._partial, self._folder)

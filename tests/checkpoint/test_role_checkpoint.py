@@ -63,3 +63,51 @@ def test_another_layout_has_the_same_weights_and_goes_the_same_way(
         assert jobs.equal(whole[0], again[0])
         for key, value in whole[1].items():
             torch.testing.assert_close(again[1][key], value, atol=2e-5, rtol=1e-4)
+
+
+def simple_case(tiny: TinyModels, folder: Path, family: str, layout: MeshLayout) -> jobs.RoleCase:
+    """A role that is trained in fp32."""
+    path = tiny(family)
+    config = OptimizerConfig(lr=1e-3)
+    return jobs.RoleCase(path, read_hf_config(path), layout, "float32", config, str(folder))
+
+
+def test_training_does_not_change_what_is_being_written(
+    cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    case = simple_case(tiny, tmp_path / "saved", "llama", MeshLayout(tp=2))
+    before = cluster.run(2, jobs.train_on_while_it_is_written, case)[0]
+    assert jobs.equal(before, cluster.run(2, jobs.load_and_train, case, 0)[0][0])
+
+
+@pytest.mark.parametrize("part", ["__1_0.distcp", "common.pt", ".metadata"])
+def test_a_spoilt_checkpoint_is_named(
+    part: str, cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """Cut short: all ranks say so, and none waits."""
+    case = simple_case(tiny, tmp_path / "saved", "llama", MeshLayout(tp=2))
+    cluster.run(2, jobs.train_and_save, case, 0, 0)
+    file = tmp_path / "saved" / part
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for text in cluster.run(2, jobs.refusal, case):
+        assert text.startswith(f"DataError: checkpoint {tmp_path / 'saved'} cannot be read"), text
+
+
+def test_a_full_disk_is_named_on_all_ranks(
+    cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    case = simple_case(tiny, tmp_path / "saved", "llama", MeshLayout(tp=2))
+    texts = cluster.run(2, jobs.failing_save, case)
+    assert "No space left on device" in texts[0]
+    assert "could not write its part" in texts[1]
+
+
+@pytest.mark.slow
+def test_optimizer_states_of_experts_stay_where_they_are(
+    cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    case = simple_case(tiny, tmp_path / "saved", "qwen3-moe", MeshLayout(dp=2, ep=2))
+    cluster.run(2, jobs.train_and_save, case, 1, 0)
+    for text in cluster.run(2, jobs.refusal, replace(case, layout=MeshLayout(dp=2))):
+        assert "saved with expert_model_parallel_size 2 and the mesh has 1" in text
+        assert "megarl convert megatron-to-hf" in text

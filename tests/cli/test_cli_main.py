@@ -62,7 +62,7 @@ def under_torchrun(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) 
         monkeypatch.setenv(name, str(value))
 
 
-@pytest.mark.parametrize("command", ["train", "pretrain", "eval"])
+@pytest.mark.parametrize("command", ["train", "pretrain", "sft", "reward", "eval"])
 def test_help_gives_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -115,11 +115,11 @@ def test_dry_run_shows_which_rank_takes_which_shard(
 def test_dry_runs_show_what_the_command_has(
     config: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pretraining has one role and texts; an evaluation rolls out and takes no steps."""
-    texts = ["algorithm.global_batch_size=24", "data.prompt_column=label"]
-    assert main(["pretrain", config, "--dry-run", *texts]) == 0
+    """Fine-tuning has one role and examples; an evaluation rolls out and takes no steps."""
+    examples = ["algorithm.global_batch_size=24", "data.response_column=label"]
+    assert main(["sft", config, "--dry-run", *examples]) == 0
     shown = capsys.readouterr().out
-    assert "a step: 24 texts" in shown and "rollout" not in shown and "critic" not in shown
+    assert "a step: 24 examples" in shown and "rollout" not in shown and "critic" not in shown
     assert main(["eval", config, "--dry-run", f"data.eval_path={made / 'train.jsonl'}"]) == 0
     shown = capsys.readouterr().out
     assert "rollout" in shown and "a step" not in shown and "critic" not in shown
@@ -153,7 +153,8 @@ def test_alone_it_starts_the_ranks_after_the_checks(
 ) -> None:
     started: list[tuple[list[str], int, str]] = []
 
-    def fake(arguments: list[str], num_ranks: int, say: Any, *, module: str) -> int:
+    def fake(arguments: list[str], num_ranks: int, say: Any, *, module: str, saves: bool) -> int:
+        assert not saves  # SIGTERM asks for a checkpoint only where there are some
         started.append((list(arguments), num_ranks, module))
         return 7
 

@@ -97,14 +97,24 @@ def test_data_sets_that_cannot_be_used(own: Path) -> None:
     refused(["data.eval_path is empty"], own, purpose="eval")
 
 
-def test_texts_for_pretraining(own: Path) -> None:
-    write_jsonl(own / "texts.jsonl", text="w1 w2 w3")
-    texts = f"data.train_path={own / 'texts.jsonl'}"
-    whole = "data.label_column=null"
-    check(own, texts, whole, "data.prompt_column=text", purpose="pretrain")
-    refused(["data.prompt_column", "'prompt'", "text"], own, texts, whole, purpose="pretrain")
-    words = ["data.label_column", "'label'", "or null"]
-    refused(words, own, texts, "data.prompt_column=text", purpose="pretrain")
+def test_examples_for_fine_tuning(own: Path) -> None:
+    write_jsonl(own / "rows.jsonl", question="w1 w2", response="w3")
+    rows, column = f"data.train_path={own / 'rows.jsonl'}", "data.prompt_column=question"
+    check(own, rows, column, purpose="sft")
+    refused(["data.train_path", "'prompt'", "question"], own, rows, purpose="sft")
+    refused(["data.train_path", "'response'", "prompt, label"], own, purpose="sft")
+    batch = "algorithm.global_batch_size=64"
+    refused(["64", "32 examples"], own, rows, column, batch, purpose="sft")
+
+
+def test_preferences(own: Path) -> None:
+    write_jsonl(own / "pairs.jsonl", prompt="w1 w2", chosen="w3", rejected="w4")
+    pairs = f"data.train_path={own / 'pairs.jsonl'}"
+    check(own, pairs, purpose="reward")
+    refused(["data.eval_path", "'chosen'"], own, pairs, f"data.eval_path={own / 'train.jsonl'}",
+            purpose="reward")  # fmt: skip
+    refused(["data.train_path", "'better'"], own, pairs, "data.chosen_column=better",
+            purpose="reward")  # fmt: skip
 
 
 def test_rewards_that_cannot_be_had(own: Path) -> None:
@@ -210,13 +220,14 @@ def test_data_that_the_reward_cannot_use(own: Path) -> None:
     refused(["data.train_path", "prompt_id 0", "'yes'", "no number"], own, words, numeric)
 
 
-def test_texts_that_are_no_texts(own: Path) -> None:
+def test_answers_that_are_no_texts(own: Path) -> None:
     for odd in (None, [{"role": "user", "content": "w1"}], True):
-        write_jsonl(own / "odd.jsonl", prompt="w1", label=odd)
-        words = ["data.train_path", "line 1", "'label'", "no text"]
-        refused(words, own, f"data.train_path={own / 'odd.jsonl'}", purpose="pretrain")
+        write_jsonl(own / "odd.jsonl", prompt="w1", response=odd)
+        words = ["data.train_path", "line 1", "'response'", "no text"]
+        refused(words, own, f"data.train_path={own / 'odd.jsonl'}", purpose="sft")
     long = "data.max_prompt_length=1", "data.max_response_length=1"
-    refused(["32 texts", "within 2 tokens", "raise them"], own, *long, purpose="pretrain")
+    words = ["32 examples", "longer than 2 tokens", "raise them"]
+    refused(words, own, *long, "data.response_column=label", purpose="sft")
 
 
 def test_reward_classes_and_files_that_fail(own: Path) -> None:

@@ -135,7 +135,7 @@ def test_labels_are_optional_only_when_said_so(tmp_path, tokenizer):
         (b"[1]\n", "line 1: a list instead of a JSON object"),
         (b'{"prompt": 5, "label": ""}\n', "line 1: the prompt is neither text nor a list"),
         (b'{"prompt": [], "label": ""}\n', "neither text nor a list"),
-        (b'{"prompt": [{"role": "tool", "content": ""}], "label": ""}\n', "refuses the prompt"),
+        (b'{"prompt": [{"role": "tool", "content": ""}], "label": ""}\n', "refuses the messages"),
     ],
 )
 def test_unreadable_rows_are_named_by_line(tmp_path, tokenizer, content, message):

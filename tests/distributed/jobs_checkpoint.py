@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from gather_reference import full_weights
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from parts import make_actor
 from tiny_models import VOCAB_SIZE
 from torch import Tensor
 from worker import Rank
 
 from megarl.config.schema import OptimizerConfig
+from megarl.errors import MegaRLError
 from megarl.mesh.layout import MeshLayout
+from megarl.models import role_save
 from megarl.models.dist_checkpoint import load_role, save_role
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 
@@ -40,8 +44,66 @@ def train_and_save(rank: Rank, case: RoleCase, before: int, after: int) -> list[
         Path(case.folder).mkdir()
     rank.universe.barrier()
     actor.offload()
-    save_role(actor.engine, Path(case.folder))
+    save_role(actor.engine, Path(case.folder)).finish()
     return _go_on(rank, actor, case, after)
+
+
+def train_on_while_it_is_written(rank: Rank, case: RoleCase) -> dict[str, Tensor]:
+    """Full weights when the save begins; an optimizer step comes before any file is written."""
+    actor = _actor(rank, case)
+    actor.engine.train_step(*_step_inputs(case.layout, actor), lambda reports: None)
+    if rank.rank == 0:
+        Path(case.folder).mkdir()
+    rank.universe.barrier()
+    write = role_save._write_files
+    begin = threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        begin.wait()
+        return write(*arguments)
+
+    role_save._write_files = late
+    before = _full(rank, actor, case.layout, case.hf)
+    save = save_role(actor.engine, Path(case.folder), copies=True)
+    assert not save.is_written
+    actor.engine.train_step(*_step_inputs(case.layout, actor), lambda reports: None)
+    assert not equal(before, _full(rank, actor, case.layout, case.hf))
+    begin.set()
+    save.finish()
+    role_save._write_files = write
+    return before
+
+
+def refusal(rank: Rank, case: RoleCase) -> str:
+    """What a load says."""
+    actor = _actor(rank, case)
+    try:
+        load_role(actor.engine, Path(case.folder))
+    except MegaRLError as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
+
+
+def failing_save(rank: Rank, case: RoleCase) -> str:
+    """What a save says whose files cannot be written on rank 1."""
+    actor = _actor(rank, case)
+    if rank.rank == 0:
+        Path(case.folder).mkdir()
+    rank.universe.barrier()
+    write = FileSystemWriterAsync.write_preloaded_data
+
+    def full(transforms: Any, index: int, bucket: Any, results: Any, *rest: Any) -> None:
+        results.put((index, OSError(28, "No space left on device")))
+
+    if rank.rank == 1:
+        FileSystemWriterAsync.write_preloaded_data = staticmethod(full)
+    try:
+        save_role(actor.engine, Path(case.folder)).finish()
+    except MegaRLError as error:
+        return str(error)
+    finally:
+        FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+    return "saved"
 
 
 def load_and_train(rank: Rank, case: RoleCase, after: int) -> list[dict[str, Tensor]]:

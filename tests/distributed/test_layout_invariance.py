@@ -240,6 +240,27 @@ def test_micro_batches_change_nothing(train: Train, single: dict[int, dict[str, 
     assert_same(train(on_ranks(MeshLayout(dp=2)), change=change), single)
 
 
+@pytest.mark.parametrize(
+    ("layout", "max_tokens"),
+    [
+        (MeshLayout(tp=2, sequence_parallel=True), 40),
+        pytest.param(PP2, None, marks=pytest.mark.slow),
+    ],
+    ids=["tp2-sequence-parallel", "pp2"],
+)
+def test_samples_that_share_rows_change_nothing(
+    layout: MeshLayout, max_tokens: int | None, train: Train, single: dict[int, dict[str, float]]
+) -> None:
+    """Packed rows, with attention inside each sample: in updates, log-probs, values, reference."""
+
+    def change(config: Config) -> None:
+        config.algorithm.sequence_packing = True
+        config.algorithm.use_dynamic_batch_size = max_tokens is not None
+        config.algorithm.max_tokens_per_gpu = max_tokens or 0
+
+    assert_same(train(on_ranks(layout), change=change), single)
+
+
 def test_a_wrong_denominator_would_be_seen(
     train: Train, single: dict[int, dict[str, float]]
 ) -> None:

@@ -25,7 +25,7 @@ TIMES = ("timing_s/", "perf/", "reshard/seconds", "eval/seconds")
 STEPS = 4
 
 
-def write_config(folder: Path, model: str) -> Path:
+def write_config(folder: Path, model: str, **checkpoint: Any) -> Path:
     """PPO with a critic, an adaptive KL coefficient and evaluations; a checkpoint a step."""
     write_fixed_rollouts(folder)
     prompts = str(folder / "prompts.jsonl")
@@ -43,7 +43,7 @@ def write_config(folder: Path, model: str) -> Path:
         },
         "reward": {"function": str(folder / "reward.py") + ":reward"},
         "rollout": {"tensor_parallel_size": 2, "kv_cache_megabytes": 16},
-        "checkpoint": {"save_interval": 1},
+        "checkpoint": {"save_interval": 1} | checkpoint,
         "observe": {"progress": False},
     }  # fmt: skip
     path = folder / "config.yaml"
@@ -78,16 +78,19 @@ def outcome(folder: Path) -> tuple[str, dict[int, dict[str, float]]]:
     return hashlib.sha256(weights).hexdigest(), kept
 
 
-def kill_a_rank(launcher: subprocess.Popen[bytes], folder: Path, dice: random.Random) -> None:
-    """kill -9 of one of the two, at some moment after a checkpoint."""
-    log = folder / "run/logs/rank_0.log"
-    step = dice.randrange(1, STEPS)
-    deadline = time.monotonic() + 200
-    marks = dice.choice(["generate", "update_actor", "sync_weights", "save_checkpoint"])
-    moment = f"{marks}, step {step + 1}"
+def wait_for(moment: str, launcher: subprocess.Popen[bytes], folder: Path) -> None:
+    """Until rank 0's log has it."""
+    log, deadline = folder / "run/logs/rank_0.log", time.monotonic() + 200
     while moment not in (log.read_text() if log.exists() else ""):
         assert launcher.poll() is None and time.monotonic() < deadline, moment
         time.sleep(0.005)
+
+
+def kill_a_rank(launcher: subprocess.Popen[bytes], folder: Path, dice: random.Random) -> None:
+    """kill -9 of one of the two, at some moment after a checkpoint."""
+    step = dice.randrange(1, STEPS)
+    marks = dice.choice(["generate", "update_actor", "sync_weights", "save_checkpoint"])
+    wait_for(f"{marks}, step {step + 1}", launcher, folder)
     time.sleep(dice.random() * 0.1)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(dice.choice(children)), signal.SIGKILL)
@@ -117,3 +120,25 @@ def test_a_kill_changes_nothing(seed: int, whole: Any, tiny: TinyModels, tmp_pat
     assert weights == whole[0]
     assert metrics == whole[1]
     assert not list((tmp_path / "run/checkpoints").glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "interval"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 0)], ids=["SIGTERM", "SIGUSR1"]
+)
+def test_a_signal_saves_and_asks_for_another_start(
+    number: signal.Signals, interval: int, whole: Any, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """At the end of the step in which it came; also where no checkpoints are kept by themselves."""
+    config = write_config(tmp_path, tiny("llama"), save_interval=interval, async_save=True)
+    log, marker = tmp_path / "log", tmp_path / "run/requeue"
+    launcher = start(config, log)
+    wait_for("generate, step 2", launcher, tmp_path)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=100) == 75
+    assert marker.read_text() == "2\n"
+    latest = tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt"
+    assert latest.read_text() == "2\n"
+    finish(config, log)
+    assert outcome(tmp_path) == whole
+    assert not marker.exists()
