@@ -26,8 +26,9 @@ class RoleMemory:
     """Whether gradients and optimizer leave the GPU while rollouts are made."""
 
 
-def role_memory(config: Config, name: str, role: RolePlan, *, trained: bool) -> RoleMemory:
+def role_memory(config: Config, name: str, role: RolePlan, command: str) -> RoleMemory:
     """Over the pipeline's stages, the one that needs most; other ranks of a stage are alike."""
+    trained = name in TRAINED and command != "eval"
     section = getattr(config, name)
     layout, experts = role.layout, role.layout.expert_layout()
     optimizer = section.optimizer if trained else None
@@ -40,7 +41,7 @@ def role_memory(config: Config, name: str, role: RolePlan, *, trained: bool) -> 
         sequence_parallel=layout.sequence_parallel,
         context_ranks=layout.cp,
         recompute=section.model.recompute_granularity,
-        tokens=micro_batch_tokens(config),
+        tokens=micro_batch_tokens(config, command),
         experts_per_token=int(role.hf.get("num_experts_per_tok") or 0),
     )
     first = megatron_slice(layout, 0)
@@ -53,9 +54,11 @@ def role_memory(config: Config, name: str, role: RolePlan, *, trained: bool) -> 
     return RoleMemory(most, away)
 
 
-def micro_batch_tokens(config: Config) -> int:
+def micro_batch_tokens(config: Config, command: str) -> int:
     """Tokens of a micro-batch, padding included, at most."""
     data, algorithm = config.data, config.algorithm
+    if command == "pretrain":
+        return algorithm.micro_batch_size * data.indexed.seq_length
     if algorithm.use_dynamic_batch_size:
         return algorithm.max_tokens_per_gpu
     return algorithm.micro_batch_size * (data.max_prompt_length + data.max_response_length)
@@ -71,10 +74,7 @@ def rollout_bytes(config: Config, plan: RunPlan) -> int:
 
 def describe_memory(config: Config, plan: RunPlan, command: str) -> list[str]:
     """A line per role, then the two moments that decide whether a rank's memory is enough."""
-    found = {
-        name: role_memory(config, name, role, trained=name in TRAINED and command != "eval")
-        for name, role in plan.roles.items()
-    }
+    found = {name: role_memory(config, name, role, command) for name, role in plan.roles.items()}
     heads = ["GB of a rank, at most", "weights", "gradients", "optimizer", "activations"]
     rows = [heads]
     for name, role in found.items():

@@ -147,6 +147,25 @@ class RolloutConfig:
 
 
 @dataclass
+class IndexedDataConfig:
+    """Megatron's indexed data sets (.bin and .idx), for pretraining."""
+
+    blend: list[Any] = field(default_factory=list)
+    """Prefixes (paths without .bin and .idx), each read in proportion to its tokens, or
+    [weight, prefix] each."""
+    split: str = "99,1,0"
+    """Shares of the documents for training, evaluation and neither, in their order in the file."""
+    seq_length: int = 2048
+    """Tokens that a sample teaches; it has one more. Documents are strung together and cut."""
+    eod_mask_loss: bool = False
+    """Leave out what is predicted from an end-of-document token: the next document's first token.
+    Attention and positions run across documents in either case."""
+    cache_dir: str | None = None
+    """Folder for the order of samples, made once and read by later starts; None: index_cache in
+    run.dir. It may be a folder of each node's own."""
+
+
+@dataclass
 class DataConfig:
     """Prompts."""
 
@@ -184,6 +203,8 @@ class DataConfig:
     """Samples per prompt (the group of group-relative estimators)."""
     eval_size: int = 200
     """Held-out prompts per evaluation, from the start of eval_path."""
+    indexed: IndexedDataConfig = field(default_factory=IndexedDataConfig)
+    """Pretraining's corpora, where they are indexed."""
 
 
 @dataclass

@@ -33,8 +33,8 @@ class Example:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first that is learned."""
-        return int(self.learned.int().argmax())
+        """Tokens before the first that is learned; all, where none is."""
+        return int(self.learned.int().argmax()) if self.learned.any() else self.tokens.numel()
 
 
 @dataclass(frozen=True, slots=True)

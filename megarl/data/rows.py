@@ -39,23 +39,26 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     # Bytes: a line that is not UTF-8 is then one bad line, with its number, and U+2028 is no break.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}, line {number}: not a JSON object: {error}") from error
-            if rb"\ud" in line.lower() and not _is_text(row):
-                raise DataError(
-                    f"{path}, line {number}: half of a surrogate pair (\\ud8.. to \\udf..) stands "
-                    "alone, which no text may hold: write the character itself"
-                )
-            if not isinstance(row, dict):
-                kind = type(row).__name__
-                raise DataError(
-                    f"{path}, line {number}: a {kind} instead of a JSON object with the columns"
-                )
-            yield f"{path}, line {number}", row
+            if line.strip():
+                place = f"{path}, line {number}"
+                yield place, parse_line(line, place)
+
+
+def parse_line(line: bytes, place: object) -> Row:
+    """The row of a line of jsonl; DataError, naming the place, where it is none."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{place}: not a JSON object: {error}") from error
+    if rb"\ud" in line.lower() and not _is_text(row):
+        raise DataError(
+            f"{place}: half of a surrogate pair (\\ud8.. to \\udf..) stands alone, which no text "
+            "may hold: write the character itself"
+        )
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise DataError(f"{place}: a {kind} instead of a JSON object with the columns")
+    return row
 
 
 def _is_text(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -22,6 +22,8 @@ from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.pipeline.spec import Pipeline, Stage
 
+WRITTEN = ("run.dir", "data.indexed.cache_dir")
+"""Keys of folders that a run makes."""
 MODELS = ("actor.model", "critic.model", "reference.model", "reward.model")
 
 
@@ -110,13 +112,26 @@ def _to_come(pipeline: Pipeline, stage: Stage, config: Config) -> dict[str, Path
         roots.append(pipeline.folder)
     found = {}
     for key, value in flatten(asdict(config)).items():
-        if not isinstance(value, str) or not value or key == "run.dir":
-            continue
-        path = Path(value)
-        inside = any(root == path or root in path.parents for root in roots)
-        if inside and not path.exists():
-            found[key] = path
+        for text in _texts(value):
+            path = Path(text)
+            inside = any(root == path or root in path.parents for root in roots)
+            # An indexed data set goes by its prefix.
+            if inside and key not in WRITTEN and not path.exists() and not _bin(path).exists():
+                found[key] = path
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """A value's texts, those in lists included."""
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def _bin(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".bin")
 
 
 def _stand_in(path: Path, bases: Mapping[str, _Base]) -> _Base | None:

@@ -74,7 +74,7 @@ class NextToken:
         batch = self.role.take_rows(self.role.deal(rows), tokens)
         if batch is None:
             return rows, None, torch.zeros(0)
-        count = sum(int(example.learned.sum()) for example in examples)
+        count = max(sum(int(example.learned.sum()) for example in examples), 1)
         shares = {
             row: examples[row].learned[examples[row].prompt_length :].float() / count
             for row in batch.index

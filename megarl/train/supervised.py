@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from megarl.data.order import PromptOrder
 from megarl.mesh.run_plan import RolePlan
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.curves import SUPERVISED_PANELS, plot_curves
@@ -43,6 +42,22 @@ class Objective(Protocol):
         ...
 
 
+class Order(Protocol):
+    """In which order examples are taken."""
+
+    def next(self) -> list[int]:
+        """Numbers of the next step's examples."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; ConfigError where the order is another one."""
+        ...
+
+
 @dataclass(kw_only=True)
 class SupervisedStage(Stage):
     """A stage on this rank."""
@@ -52,7 +67,7 @@ class SupervisedStage(Stage):
     """The role that learns."""
     train_examples: Sequence[Any]
     eval_examples: Sequence[Any]
-    order: PromptOrder
+    order: Order
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step -> metrics of the held-out examples."""
 

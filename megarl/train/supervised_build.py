@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config
-from megarl.data.examples import configured_examples
+from megarl.data.examples import Example, configured_examples
+from megarl.data.indexed import IndexedOrder, IndexedSamples, open_indexed
 from megarl.data.order import PromptOrder
 from megarl.data.preferences import configured_pairs
 from megarl.mesh.control import Control
@@ -21,7 +23,45 @@ from megarl.train.build import Builder
 from megarl.train.next_token import NextToken
 from megarl.train.preference import Preference
 from megarl.train.stage import open_books
-from megarl.train.supervised import SupervisedStage
+from megarl.train.supervised import Order, SupervisedStage
+
+
+def build_pretraining(
+    config: Config, plan: RunPlan, universe: Universe, control: Control
+) -> SupervisedStage:
+    """Next-token training of the actor's model on data.indexed."""
+    parts = _Parts("pretrain", config, plan, universe, control)
+    role = parts.role(Actor)
+    batch = config.algorithm.global_batch_size
+    data = open_indexed(
+        config.data.indexed,
+        num_train_samples=config.run.steps * batch,
+        num_eval_samples=config.data.eval_size if config.run.eval_interval else 0,
+        seed=config.run.seed,
+        vocab_size=plan.actor.shape.vocab_size,
+        eod=AutoTokenizer.from_pretrained(plan.actor.path).eos_token_id,
+        run_dir=config.run.dir,
+        group=universe,
+    )
+    held_out = () if data.eval is None else _Windows(data.eval)
+    order = IndexedOrder(data, batch)
+    return parts.stage(NextToken(control, role), _Windows(data.train), held_out, order)
+
+
+class _Windows(Sequence[Example]):
+    """Indexed samples as examples."""
+
+    def __init__(self, samples: IndexedSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sample = self._samples[index]
+        return Example(sample.tokens, torch.cat((torch.tensor([False]), sample.loss_mask)))
 
 
 def build_sft(
@@ -31,7 +71,7 @@ def build_sft(
     parts = _Parts("sft", config, plan, universe, control)
     role = parts.role(Actor)
     train, held_out = parts.read(configured_examples)
-    return parts.stage(NextToken(control, role), train, held_out)
+    return parts.stage(NextToken(control, role), train, held_out, parts.order(train))
 
 
 def build_reward_model(
@@ -41,7 +81,7 @@ def build_reward_model(
     parts = _Parts("reward", config, plan, universe, control)
     role = parts.role(RewardModel)
     train, held_out = parts.read(configured_pairs)
-    return parts.stage(Preference(control, role), train, held_out)
+    return parts.stage(Preference(control, role), train, held_out, parts.order(train))
 
 
 class _Parts:
@@ -53,6 +93,7 @@ class _Parts:
         control.enter("build")
         self._name, self._config, self._plan = name, config, plan
         self._universe, self._control = universe, control
+        self._counts: dict[str, float] = {}
 
     def role(self, kind: type[Any]) -> Any:
         """The role that learns: the actor's model, mesh and optimizer."""
@@ -68,8 +109,17 @@ class _Parts:
         held_out = read(data, data.eval_path, tokenizer) if data.eval_path else ()
         return read(data, data.train_path, tokenizer), held_out[: data.eval_size]
 
-    def stage(self, objective: Any, train: Any, held_out: Sequence[Any]) -> SupervisedStage:
-        """The stage; it notes how many examples there are, and how many were too long."""
+    def order(self, train: Any) -> PromptOrder:
+        """Shuffled anew each epoch."""
+        config = self._config
+        if not goes_on(config):
+            self._counts = {"data/examples": len(train), "data/examples_dropped": train.dropped}
+        return PromptOrder(len(train), config.algorithm.global_batch_size, config.run.seed)
+
+    def stage(
+        self, objective: Any, train: Any, held_out: Sequence[Any], order: Order
+    ) -> SupervisedStage:
+        """The stage."""
         config = self._config
         stage = SupervisedStage(
             config=config,
@@ -80,9 +130,8 @@ class _Parts:
             plan=self._plan.actor,
             train_examples=train,
             eval_examples=held_out,
-            order=PromptOrder(len(train), config.algorithm.global_batch_size, config.run.seed),
+            order=order,
         )
-        if not goes_on(config):
-            counts = {"data/examples": len(train), "data/examples_dropped": train.dropped}
-            stage.log(counts, 0)
+        if self._counts:
+            stage.log(self._counts, 0)
         return stage

@@ -24,17 +24,22 @@ def check_groups(config: Config) -> None:
             f"{batch}: the samples of a prompt stay in one optimizer step; take "
             f"{_fitting(samples, batch, group)} for global_batch_size"
         )
-    _check_micro_batches(config, data.max_prompt_length + data.max_response_length)
+    check_micro_batches(config)
 
 
-def check_examples(config: Config) -> None:
-    """ConfigError where no micro-batch could hold an example."""
-    _check_micro_batches(config, config.data.max_prompt_length + config.data.max_response_length)
-
-
-def _check_micro_batches(config: Config, longest: int) -> None:
+def check_micro_batches(config: Config, purpose: str = "train") -> None:
+    """ConfigError where no micro-batch could hold the longest sample."""
     data, algorithm = config.data, config.algorithm
-    if algorithm.use_dynamic_batch_size and algorithm.max_tokens_per_gpu < longest:
+    longest = data.max_prompt_length + data.max_response_length
+    if not algorithm.use_dynamic_batch_size:
+        return
+    if purpose == "pretrain":
+        if algorithm.max_tokens_per_gpu <= data.indexed.seq_length:
+            raise ConfigError(
+                f"algorithm.max_tokens_per_gpu {algorithm.max_tokens_per_gpu} cannot hold one "
+                f"sample of data.indexed.seq_length {data.indexed.seq_length} + 1 tokens: raise it"
+            )
+    elif algorithm.max_tokens_per_gpu < longest:
         raise ConfigError(
             f"algorithm.max_tokens_per_gpu {algorithm.max_tokens_per_gpu} cannot hold one sample "
             f"of data.max_prompt_length {data.max_prompt_length} + data.max_response_length "

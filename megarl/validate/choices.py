@@ -96,6 +96,7 @@ RANGES: dict[str, Range] = {
     "data.rollout_batch_size": _COUNT,
     "data.n_samples_per_prompt": _COUNT,
     "data.eval_size": _COUNT,
+    "data.indexed.seq_length": _COUNT,
     "algorithm.gamma": Range(0, 1),
     "algorithm.lam": Range(0, 1),
     "algorithm.kl_coef": _NATURAL,

@@ -16,6 +16,7 @@ from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.load import configured_reward
+from megarl.validate.indexed import check_indexed
 from megarl.weights.source import SafetensorsFolder
 
 WHOLE_FILE_BYTES = 64 << 20
@@ -48,6 +49,9 @@ def check_folders(config: Config, plan: RunPlan, purpose: str) -> None:
 
 def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
     """DataError or ConfigError for data, tokenizer or reward that cannot be used."""
+    if purpose == "pretrain":
+        check_indexed(config, plan, _tokenizer(plan.actor))
+        return
     needed = "eval_path" if purpose == "eval" else "train_path"
     if not getattr(config.data, needed):
         raise ConfigError(f"data.{needed} is empty: give a .jsonl or .parquet file")

@@ -6,11 +6,12 @@ from typing import Literal
 
 from megarl.config.schema import Config
 from megarl.mesh.run_plan import RunPlan
-from megarl.validate.batches import check_examples, check_groups, check_lengths, check_replicas
+from megarl.validate.batches import check_groups, check_lengths, check_micro_batches, check_replicas
 from megarl.validate.choices import check_names, check_numbers
 from megarl.validate.contradictions import check_alias, check_contradictions, check_schedule
 from megarl.validate.engines import check_device, check_engine, check_logger
 from megarl.validate.files import check_data, check_folders, check_run_folder
+from megarl.validate.indexed import check_sample_length
 from megarl.validate.meshes import make_plan
 from megarl.validate.models import read_models
 
@@ -36,13 +37,16 @@ def validate(
         check_groups(config)
     if purpose in SUPERVISED:
         check_schedule(config.actor.optimizer, "actor")
-        check_examples(config)
+        check_micro_batches(config, purpose)
     models = read_models(config, purpose)
     plan = make_plan(config, models, world_size, purpose)
     if purpose == "train":
         check_replicas(config, plan)
         check_alias(config, plan)
-    check_lengths(config, plan)
+    if purpose == "pretrain":
+        check_sample_length(config, plan)
+    else:
+        check_lengths(config, plan)
     if files:
         if purpose not in SUPERVISED:
             check_engine(config)

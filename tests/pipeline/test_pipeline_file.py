@@ -139,22 +139,22 @@ def check(file: Path, *overrides: str) -> dict[str, int]:
 
 
 def pipeline_of(made: Path, folder: Path) -> Path:
-    """pretrain -> train on a model folder that is there."""
+    """sft -> train on a model folder that is there."""
     config = f"""
 actor: {{model: {{path: {made / "model"}}}, mesh: t2p2}}
 rollout: {{tensor_parallel_size: 2}}
-data: {{train_path: {made / "train.jsonl"}, label_column: null, rollout_batch_size: 16,
+data: {{train_path: {made / "train.jsonl"}, response_column: label, rollout_batch_size: 16,
         max_prompt_length: 64, max_response_length: 64}}
 algorithm: {{global_batch_size: 16}}
 """
     (folder / "one.yaml").write_text(config)
     stages = [
-        {"name": "base", "command": "pretrain", "config": "one.yaml"},
+        {"name": "base", "command": "sft", "config": "one.yaml"},
         {
             "name": "ppo",
             "command": "train",
             "config": "one.yaml",
-            "overrides": {"actor.model.path": "${base.model}", "data.label_column": "label"},
+            "overrides": {"actor.model.path": "${base.model}"},
         },
     ]
     path = folder / "two.yaml"
@@ -166,8 +166,36 @@ def test_what_is_not_there_yet_is_not_demanded(made: Path, tmp_path: Path) -> No
     assert check(pipeline_of(made, tmp_path)) == {"base": 4, "ppo": 4}
 
 
+def test_an_indexed_data_set_of_an_earlier_stage(made: Path, tmp_path: Path) -> None:
+    """It goes by a prefix, which is no file; one that nobody makes is missed."""
+    tool = {"name": "data", "run": "tool"}
+    base = {"name": "base", "command": "pretrain", "config": "two.yaml"}
+    config = f"actor: {{model: {{path: {made / 'model'}}}}}\ndata: {{indexed: {{seq_length: 32}}}}"
+    for blend, fits in ((["${data.dir}/text"], True), (["1", f"{made}/text"], False)):
+        file = write(tmp_path, stages=[tool, base | {"overrides": {"data.indexed.blend": blend}}])
+        (tmp_path / "two.yaml").write_text(config)
+        if fits:
+            assert check(file) == {"base": 1}
+        else:
+            with pytest.raises(ConfigError, match="stage base: .*text"):
+                check(file)
+
+
+def test_a_reward_model_that_is_to_come_is_checked(made: Path, tmp_path: Path) -> None:
+    file = pipeline_of(made, tmp_path)
+    plan = yaml.safe_load(file.read_text())
+    plan["stages"].insert(1, {"name": "judge", "command": "reward", "config": "one.yaml",
+                              "overrides": {"actor.model.path": "${base.model}"}})  # fmt: skip
+    plan["stages"][2]["overrides"]["reward.model.path"] = "${judge.model}"
+    file.write_text(yaml.safe_dump(plan))
+    columns = "judge.data.chosen_column=prompt", "judge.data.rejected_column=label"
+    assert check(file, *columns)["ppo"] == 4
+    with pytest.raises(ConfigError, match="stage ppo: reward.mesh"):
+        check(file, *columns, "ppo.reward.mesh=p3")
+
+
 def test_a_mesh_is_checked_before_its_model_is_there(made: Path, tmp_path: Path) -> None:
-    """The model that pretraining starts from stands in for the one that it will write."""
+    """The model that fine-tuning starts from stands in for the one that it will write."""
     with pytest.raises(ConfigError, match=r"stage ppo: .*tensor_model_parallel_size"):
         check(pipeline_of(made, tmp_path), "ppo.actor.mesh=t4")
 

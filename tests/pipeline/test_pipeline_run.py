@@ -134,14 +134,15 @@ def test_a_signal_reaches_the_stage(file: Path, number: signal.Signals, status: 
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_pretraining_then_ppo(tiny: TinyModels, tmp_path: Path) -> None:
+def test_fine_tuning_then_ppo(tiny: TinyModels, tmp_path: Path) -> None:
     """The stages of a real pipeline: a model is made, the next one starts from it."""
     write_fixed_rollouts(tmp_path)
     data = {"train_path": str(tmp_path / "prompts.jsonl"), "rollout_batch_size": 8}
     config = {
         "run": {"steps": 3},
         "actor": {"model": {"path": tiny("llama")}, "optimizer": {"lr": 3e-3}},
-        "data": data | {"max_prompt_length": 8, "max_response_length": 8},
+        "data": data
+        | {"response_column": "label", "max_prompt_length": 8, "max_response_length": 8},
         "algorithm": {"global_batch_size": 8},
         "reward": {"function": str(tmp_path / "reward.py") + ":reward"},
         "rollout": {"engine": "transformers"},
@@ -149,7 +150,7 @@ def test_pretraining_then_ppo(tiny: TinyModels, tmp_path: Path) -> None:
     }
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
     stages = [
-        {"name": "base", "command": "pretrain", "config": "one.yaml", "metric": "loss"},
+        {"name": "base", "command": "sft", "config": "one.yaml"},
         {
             "name": "ppo",
             "command": "train",
@@ -162,6 +163,7 @@ def test_pretraining_then_ppo(tiny: TinyModels, tmp_path: Path) -> None:
     assert run(file)[0] == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert [len(stage["values"]) for stage in report["stages"]] == [3, 3]
+    assert [stage["metric"] for stage in report["stages"]] == ["probability", "reward_mean"]
     assert report["summaries"]["ppo"]["steps"] == 3
     assert (tmp_path / "out/ppo/model/config.json").exists()
     with pytest.raises(ConfigError, match=r"stage ppo .* run.steps was 3 and is 4"):

@@ -1,15 +1,14 @@
-"""A pipeline small enough to be run twice: pretraining, then PPO that is slow enough to be met."""
+"""A pipeline small enough to be run twice: fine-tuning, then PPO that is slow enough to be met."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fixed_rollouts import write_fixed_rollouts
 
-STEPS = 6
+STEPS = 8
 REWARD = '''"""A reward that differs from sample to sample, and takes its time."""
 
 import time
@@ -33,7 +32,7 @@ def write_pipeline(folder: Path, model: str) -> Path:
         "actor": {"model": {"path": model}, "optimizer": {"lr": 3e-3}, "mesh": "p2"},
         "critic": {"optimizer": {"lr": 3e-3}, "mesh": "p2"},
         "data": {
-            "train_path": prompts, "rollout_batch_size": 8,
+            "train_path": prompts, "response_column": "label", "rollout_batch_size": 8,
             "max_prompt_length": 8, "max_response_length": 16,
         },
         "algorithm": {"global_batch_size": 8},
@@ -49,7 +48,7 @@ def write_pipeline(folder: Path, model: str) -> Path:
     }
     stages = [
         {"name": "hello", "run": "python -c 'print(\"hello\")'"},
-        {"name": "base", "command": "pretrain", "config": "one.yaml", "metric": "loss"},
+        {"name": "base", "command": "sft", "config": "one.yaml"},
         {"name": "ppo", "command": "train", "config": "one.yaml", "overrides": ppo},
     ]
     file = folder / "small.yaml"
@@ -63,8 +62,3 @@ def checkpointed(run: Path) -> int:
         return int((run / "checkpoints/latest_checkpointed_iteration.txt").read_text())
     except (OSError, ValueError):
         return 0
-
-
-def events(run: Path) -> list[dict[str, float]]:
-    """All lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -17,8 +17,6 @@ from megarl.slurm.options import seconds_of
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "examples/slurm").glob("*.sh"))
 JOBS = [path for path in SCRIPTS if path.name != "env.sh"]
-COMMANDS = {*RUNS, "sft", "reward"}
-"""Of megarl, those of the stages before PPO included."""
 
 
 def option(text: str, name: str) -> str:
@@ -38,7 +36,7 @@ def test_what_it_starts_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (line,) = re.findall(r"^srun .*?[^\\]\n", text, re.MULTILINE | re.DOTALL)
     words = shlex.split(line.replace("\\\n", " "))
     _, command, config, *overrides = words[words.index("megarl.cli.main") :]
-    assert command in COMMANDS
+    assert command in RUNS
     loaded = load_config(config, overrides)
     ranks = int(next(word for word in words if "nproc" in word).partition("=")[2])
     assert ranks == int(option(text, "gpus-per-node"))

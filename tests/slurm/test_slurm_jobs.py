@@ -118,18 +118,22 @@ def test_a_preempted_chain_ends_as_an_undisturbed_one(
         names = ask("squeue", "--noheader", "--format=%i %j").splitlines()
         return next((line.split()[0] for line in names if line.endswith("-ppo")), "")
 
-    wait_for(lambda: checkpointed(out / "ppo") >= 2, 170, log)
-    assert checkpointed(out / "ppo") < STEPS - 1, "too late to disturb it"
-    ppo = job()
-    ask("scontrol", "requeue", ppo)
+    # Preempted once, then told that its time is nearly up, as `--signal` does.
+    for restarts, words in enumerate((("scontrol", "requeue"), ("scancel", "--signal=USR1"))):
+        before = checkpointed(out / "ppo")
+        wait_for(lambda: checkpointed(out / "ppo") >= before + 2, 170, log)  # noqa: B023
+        assert checkpointed(out / "ppo") < STEPS - 1, "too late to disturb it"
+        ppo = job()
+        ask(*words, ppo)
+        wait_for(lambda: state(ppo)["Restarts"] == str(restarts + 1), 60, log)  # noqa: B023
     done = lambda: (record := records.read("ppo")) is not None and record.state == "done"  # noqa: E731
     wait_for(done, 150, log)
     wait_for(lambda: not job(), 60, log)
-    assert state(ppo)["Restarts"] == "1"
     wait_for((out / "report.json").exists, 10, log)
+    assert "saved; requeued" in log()
 
     said = (out / "ppo/logs/rank_0.log").read_text()
-    for restart in (0, 1):
+    for restart in (0, 1, 2):
         assert f"SLURM job {ppo}, restart {restart}, nodes n[1-2]" in said
 
     whole = load_pipeline(file, commands=tuple(RUNS)).stage("ppo").words()

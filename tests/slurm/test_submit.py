@@ -24,19 +24,19 @@ CPU = ("--nodes=2", "--gpus-per-node=0", "--tasks-per-node=2")
 
 @pytest.fixture
 def file(made: Path, tmp_path: Path) -> Path:
-    """A pipeline of a tool, pretraining and PPO, on four ranks."""
+    """A pipeline of a tool, fine-tuning and PPO, on four ranks."""
     config = f"""
 actor: {{model: {{path: {made / "model"}}}, mesh: t2p2}}
 rollout: {{tensor_parallel_size: 2, engine: vllm}}
-data: {{train_path: {made / "train.jsonl"}, label_column: null, rollout_batch_size: 16,
+data: {{train_path: {made / "train.jsonl"}, response_column: label, rollout_batch_size: 16,
         max_prompt_length: 64, max_response_length: 64}}
 algorithm: {{global_batch_size: 16}}
 """
     (tmp_path / "one.yaml").write_text(config)
-    own = {"actor.model.path": "${base.model}", "data.label_column": "label"}
+    own = {"actor.model.path": "${base.model}"}
     stages: list[dict[str, Any]] = [
         {"name": "data", "run": "python -m tool 'a b'"},
-        {"name": "base", "command": "pretrain", "config": "one.yaml"},
+        {"name": "base", "command": "sft", "config": "one.yaml"},
         {"name": "ppo", "command": "train", "config": "one.yaml", "overrides": own},
     ]
     stages[2]["slurm"] = {"nodes": 4, "time": "2-0"}
@@ -97,9 +97,9 @@ def test_gpus_a_container_and_an_environment(
 def test_one_config(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = file.with_name("one.yaml")
     folder = f"run.dir={file.parent / 'run'}"
-    submit(config, "--command=pretrain", *CPU, "--dry-run", folder, "resources={}")
+    submit(config, "--command=sft", *CPU, "--dry-run", folder, "resources={}")
     (text,) = scripts(capsys.readouterr().out)
-    assert "-m megarl.cli.main pretrain" in text and "megarl.pipeline.mark" not in text
+    assert "-m megarl.cli.main sft" in text and "megarl.pipeline.mark" not in text
     assert f"\n    {folder} \\\n" in text
 
 
