@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from megarl.cli.output import complain
+from megarl.cli.output import complain, tell
 from megarl.errors import ConfigError, MegaRLError
 
 RUNS = {
@@ -78,6 +78,12 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     convert.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="see `megarl convert NAME --help`"
     )
+    pipeline = commands.add_parser("pipeline", help="Run the stages of a pipeline file in order")
+    pipeline.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="see `megarl pipeline --help`"
+    )
+    submit = commands.add_parser("submit", help="Submit a pipeline or a config as SLURM jobs")
+    submit.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl submit --help`")
     bench = commands.add_parser("bench", help="Measure: " + ", ".join(BENCHES))
     bench.add_argument("name", choices=BENCHES)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="see `megarl bench NAME --help`")
@@ -96,6 +102,14 @@ def _dispatch(arguments: list[str]) -> int:
         from megarl.convert.commands import main as convert
 
         return convert(arguments[1], arguments[2:])
+    if arguments[:1] == ["pipeline"]:
+        from megarl.pipeline.commands import main as pipeline
+
+        return pipeline(arguments[1:], tuple(RUNS), tell)
+    if arguments[:1] == ["submit"]:
+        from megarl.slurm.commands import main as submit
+
+        return submit(arguments[1:], tuple(RUNS), tell)
     wants_help = bool({"-h", "--help"} & set(arguments))
     parser = build_parser(with_settings=wants_help)
     # Overrides may stand on either side of an option, which argparse leaves over.

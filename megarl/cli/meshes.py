@@ -9,13 +9,16 @@ from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.reshard.assignment import assign_shards
 
 
-def describe_plan(config: Config, plan: RunPlan, ranks_per_node: int, command: str) -> str:
-    """Sizes of what `megarl <command>` would run, then one line per rank."""
+def describe_plan(
+    config: Config, plan: RunPlan, ranks_per_node: int, command: str, costs: Sequence[str] = ()
+) -> str:
+    """Sizes of what `megarl <command>` would run, what it costs, then one line per rank."""
     generates = command in ("train", "eval")
     plan = assign_shards(plan, lambda rank: rank // ranks_per_node) if generates else plan
     head = _head(plan)
     head += [_rollout(config, plan)] if generates else []
     head += [] if command == "eval" else [_step(config, command)]
+    head += ["", *costs] if costs else []
     return "\n".join([*head, "", *_table(plan, ranks_per_node, generates), ""])
 
 

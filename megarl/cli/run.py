@@ -84,16 +84,14 @@ def _run(
 
     config = loaded.config
     checked = spawn.is_checked()
-    plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
     launch = this_launch()
     first = launch.rank == 0
     if dry_run:
+        text = _dry_run(config, world_size, command, ranks_per_node or world_size)
         if first:
-            from megarl.cli.meshes import describe_plan
-
-            per_node = ranks_per_node or world_size
-            sys.stdout.write(describe_plan(config, plan, per_node, command))
+            sys.stdout.write(text)
         return 0
+    plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
     if first and not checked:
         _save(loaded, continues=command != "eval" and goes_on(config))
     if alone and world_size > 1:
@@ -104,6 +102,25 @@ def _run(
     else:
         spawn.limit_threads(launch)
     return _entry(command, config, plan)
+
+
+def _dry_run(config: Config, world_size: int, command: str, ranks_per_node: int) -> str:
+    """What the run would be; where the actor's weights are elsewhere, so are data and engines."""
+    from megarl.cli.memory import describe_memory, describe_traffic
+    from megarl.cli.meshes import describe_plan
+    from megarl.validate import validate
+
+    plan = validate(config, world_size, command, files=False)  # type: ignore[arg-type]
+    actor = Path(plan.actor.path)
+    here = config.actor.model.fresh or any(actor.glob("*.safetensors*"))
+    if here:
+        validate(config, world_size, command)  # type: ignore[arg-type]
+    lines = describe_memory(config, plan, command)
+    if command == "train":
+        lines += describe_traffic(config, plan, ranks_per_node)
+    if not here:
+        lines.append(f"not checked here: weights, tokenizer, data, engine ({actor} has no weights)")
+    return describe_plan(config, plan, ranks_per_node, command, lines)
 
 
 def _save(loaded: LoadedConfig, *, continues: bool) -> None:

@@ -71,6 +71,20 @@ def plot_curves(
     if not chosen:
         names = sorted({name for metrics in steps.values() for name in metrics})
         raise DataError(f"metrics {metrics_path} hold nothing to draw; they have: {names}")
+    return draw_panels(chosen, image_path, title=title)
+
+
+Series = dict[str, tuple[list[int], list[float]]]
+"""Name -> (steps, values)."""
+
+
+def draw_panels(
+    chosen: Sequence[tuple[Panel, Series]], image_path: str | Path, *, title: str = ""
+) -> Path:
+    """Draws each panel's series, at most three in a row, into a PNG and returns its path.
+
+    ConfigError without matplotlib.
+    """
     try:
         # The object interface and Agg alone: pyplot would look for a screen and keep global state.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,9 +109,6 @@ def plot_curves(
     image_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image_path)
     return image_path
-
-
-Series = dict[str, tuple[list[int], list[float]]]
 
 
 def _series(steps: Mapping[int, Metrics], panel: Panel) -> Series:

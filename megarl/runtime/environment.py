@@ -4,8 +4,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from megarl.runtime.bringup import POOL_VARIABLES, Launch, read_launch, write_pool_env
+from megarl.runtime.bringup import (
+    POOL_VARIABLES,
+    Launch,
+    first_host,
+    read_launch,
+    write_pool_env,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmStep:
+    """Where in a SLURM job this process is; one process of a step per node."""
+
+    job: str
+    restarts: int
+    """How often the job was requeued."""
+    nodelist: str
+    num_nodes: int
+    node: int
+    """0 to num_nodes - 1."""
+    cpus: int | None
+    """Given to each task of the step."""
+    master_addr: str
+    master_port: int
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"SLURM job {self.job}, restart {self.restarts}, nodes {self.nodelist}"
+
+
+def slurm_step() -> SlurmStep | None:
+    """The SLURM step that this process belongs to; None outside of one."""
+    env = os.environ
+    if "SLURM_JOB_ID" not in env or "SLURM_NODEID" not in env:
+        return None
+    job, restarts = env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0"))
+    cpus = env.get("SLURM_CPUS_PER_TASK")
+    nodelist = env.get("SLURM_JOB_NODELIST", env.get("SLURMD_NODENAME", ""))
+    return SlurmStep(
+        job=job,
+        restarts=restarts,
+        nodelist=nodelist,
+        num_nodes=int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1"))),
+        node=int(env["SLURM_NODEID"]),
+        cpus=int(cpus) if cpus else None,
+        master_addr=env.get("MASTER_ADDR") or first_host(nodelist),
+        # The next start of the job must not meet what is left of this one's port.
+        master_port=int(env.get("MASTER_PORT") or 10000 + (10 * int(job) + restarts) % 20000),
+    )
 
 
 def this_launch() -> Launch:

@@ -9,12 +9,15 @@ REQUEUE = "requeue"
 """File in the run folder: the step that was saved. It goes when the run goes on."""
 REQUEUE_STATUS = 75
 """Exit status then (EX_TEMPFAIL of sysexits.h); under torchrun, for which any status but 0 is a
-failure to be restarted at once, 0."""
+failure to be restarted at once, 0, unless `STATUS_IS_READ` is set."""
+STATUS_IS_READ = "MEGARL_STATUS_IS_READ"
+"""Variable that a launcher sets which leaves with the status of its ranks."""
 
 
 def requeue_status() -> int:
     """What this process leaves with, so that whoever started it starts it again."""
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else REQUEUE_STATUS
+    hidden = "TORCHELASTIC_RUN_ID" in os.environ and STATUS_IS_READ not in os.environ
+    return 0 if hidden else REQUEUE_STATUS
 
 
 def ask_for_requeue(run_dir: Path, step: int) -> None:

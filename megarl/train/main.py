@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -17,10 +18,12 @@ from megarl.reshard.assignment import assign_shards
 from megarl.runtime.allocator import keep_freed_memory
 from megarl.runtime.bringup import Launch
 from megarl.runtime.device import bind_device, on_cuda
-from megarl.runtime.environment import set_variables, this_launch
+from megarl.runtime.environment import set_variables, slurm_step, this_launch
 from megarl.runtime.requeue import requeue_status
 from megarl.runtime.warnings_filter import silence_known_warnings
 from megarl.runtime.watch import Watch, sweep_shared_memory
+
+_LOG = logging.getLogger("megarl.train")
 
 
 def prepare_process(launch: Launch) -> None:
@@ -48,6 +51,8 @@ class Session:
         """saves: whether SIGTERM asks for a checkpoint before the run ends."""
         launch = this_launch()
         self._log = RankLog(config.dir, launch.rank)
+        if step := slurm_step():
+            _LOG.info("%s, node %d of %d", step.describe(), step.node, step.num_nodes)
         if launch.local_rank == 0:
             # What an attempt left that was killed whole; nothing of this one exists before all
             # ranks have met.

@@ -47,6 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("megarl.validate",),
     ("megarl.train",),
     ("megarl.convert",),
+    ("megarl.pipeline",),
+    ("megarl.slurm",),
     ("megarl.trainer", "megarl.bench", "megarl.cli", "megarl"),
 )
 MEET = (0, 1, 2)

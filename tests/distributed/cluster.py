@@ -233,7 +233,8 @@ class World:
 
 def process_env() -> dict[str, str]:
     """Environment of test processes: one thread each, no compilation, our folders on the path."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "SLURM"))}
+    left_out = ("TORCHELASTIC", "SLURM")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(left_out) or k == "SLURM_CONF"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE), env.get("PYTHONPATH", "")])

@@ -1,0 +1,36 @@
+#!/bin/bash
+# PPO on 1 node of 8 GPUs, all roles on all of them.
+#     sbatch examples/slurm/ppo_colocated.sh
+#SBATCH --job-name=ppo
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=ppo-%j.out
+
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+source examples/slurm/env.sh
+echo "[$(date +%FT%T)] job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST"
+
+# One launcher per node, one rank per GPU. The launcher hands SIGUSR1 to the ranks, which save.
+srun --wait=120 --cpu-bind=none \
+    python -m megarl.slurm.node --nproc-per-node=8 \
+    -m megarl.cli.main train configs/recipes/ppo-llama3.1-8b-1n8g.yaml \
+    run.dir=runs/ppo \
+    actor.model.path=runs/sft/model \
+    critic.model.path=runs/reward-model/model \
+    reward.model.path=runs/reward-model/model
+status=$?
+
+# 75: the ranks have saved and want to be started again; 138: SIGUSR1 came before a rank.
+if ((status == 75 || status == 138)); then
+    echo "[$(date +%FT%T)] saved; requeued"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+fi
+exit "$status"

@@ -1,0 +1,1 @@
+"""`megarl submit`: batch jobs, one per stage, that save and requeue themselves."""
