@@ -8,13 +8,12 @@ finetune on are better, the preferences tell right from wrong, and PPO has the r
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.demo_assets import write_assets
+from examples.demo_assets import arguments, write_assets
 from megarl.data.rows import write_rows
 from megarl.data.seeds import stable_hash
 from megarl.data.tasks import careless_text
@@ -30,9 +29,10 @@ def write_pipeline_assets(
 ) -> None:
     """Write the data of all stages, tokenizer and config into `folder`; same seed, same bytes.
 
-    Beside what `write_assets` writes: pretrain.jsonl (text), sft.jsonl (prompt, response),
-    preferences.jsonl and preferences-heldout.jsonl (prompt, chosen, rejected). Answers begin with
-    the space that a model writes after the prompt.
+    Beside what `write_assets` writes: pretrain.jsonl (text), sft.jsonl and sft-heldout.jsonl
+    (prompt, response; the held-out ones are right), preferences.jsonl and
+    preferences-heldout.jsonl (prompt, chosen, rejected). Answers begin with the space that a model
+    writes after the prompt.
     """
     write_assets(folder, seed, train_size=train_size, heldout_size=heldout_size)
     train, heldout = (_rows(folder / f"{name}.jsonl") for name in ("train", "heldout"))
@@ -42,6 +42,9 @@ def write_pipeline_assets(
     better = careless_text(train[:SFT_SIZE], SFT_EVASIVE, SFT_WRONG, stable_hash(seed, "sft"))
     answers = [{"prompt": row["prompt"], "response": row["completion"]} for row in better]
     write_rows(folder / "sft.jsonl", answers)
+    right = careless_text(heldout, 0.0, 0.0, seed)
+    held_answers = [{"prompt": row["prompt"], "response": row["completion"]} for row in right]
+    write_rows(folder / "sft-heldout.jsonl", held_answers)
     pairs = [
         pair
         for copy in range(PAIRS_PER_PROMPT)
@@ -62,18 +65,10 @@ def preferences(entries: Sequence[dict[str, Any]], seed: int) -> list[dict[str, 
     ]
 
 
-def main() -> None:
-    """Write the assets where the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
-    arguments = parser.parse_args()
-    write_pipeline_assets(arguments.dir, arguments.seed)
-
-
 def _rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 if __name__ == "__main__":
-    main()
+    parsed = arguments(__doc__ or "")
+    write_pipeline_assets(parsed.dir, parsed.seed)
