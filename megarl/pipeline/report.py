@@ -63,6 +63,7 @@ def write_report(folder: Path) -> None:
         file = Path(report.folder) / "summary.json"
         if report.command != "run" and report.folder and file.exists():
             summaries[report.stage] = json.loads(file.read_text())
+        if report.command == "train" and report.stage in summaries:
             rows = table_rows(summaries[report.stage])
             tables.append(summary_table(rows, ("", "first", "last"), f"Stage {report.stage}"))
     text = ""
