@@ -1,4 +1,9 @@
-"""An exported model in the libraries its users have: transformers and a fresh vLLM."""
+"""An exported model in the libraries its users have: transformers and a fresh vLLM.
+
+python -m examples.checks transformers RUN_DIR    # the log-probs of probe.json
+python -m examples.checks vllm RUN_DIR            # the answers of the last evaluation
+python -m examples.checks chat RUN_DIR HELDOUT    # the same of chats, by transformers
+"""
 
 from __future__ import annotations
 
@@ -9,23 +14,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.stages import quiet_loading, run_python
+LOGPROB_TOLERANCE = 1e-4
+QUESTIONS, WANTED_CLOSE, CLOSE_NATS = 10, 9, 0.5
 
 
-def check_against_transformers(
-    model: Path, token_ids: Sequence[int], logprobs: Sequence[float]
-) -> float:
-    """Largest difference between `logprobs` of tokens 1.. and those transformers computes, fp32."""
+def check_transformers(run: Path) -> None:
+    """transformers computes, in fp32, the log-probs that Megatron left in probe.json."""
     import torch
     from transformers import AutoModelForCausalLM
 
     quiet_loading()
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    ids = torch.tensor([list(token_ids)])
+    probe = json.loads((run / "probe.json").read_text())
+    loaded = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    ids = torch.tensor([probe["token_ids"]])
     with torch.no_grad():
         table = loaded(ids).logits[0, :-1].log_softmax(-1)
     theirs = table.gather(1, ids[0, 1:, None])[:, 0]
-    return float((theirs - torch.tensor(list(logprobs))).abs().max())
+    difference = float((theirs - torch.tensor(probe["logprobs"])).abs().max())
+    say(f"transformers loads {run / 'model'}; largest log-prob difference {difference:.1e}")
+    if not difference <= LOGPROB_TOLERANCE:
+        raise SystemExit(f"Megatron and transformers differ by {difference} > {LOGPROB_TOLERANCE}")
+
+
+def check_chat(run: Path, heldout: Path) -> None:
+    """transformers finds the answers of the last evaluation to chats about as likely as its own.
+
+    Where two tokens are about as likely, bf16 and fp32 may choose differently; a model that was
+    exported wrong finds all that the run said unlikely.
+    """
+    trained = last_answers(run)[:QUESTIONS]
+    rows = heldout.read_text().splitlines()[:QUESTIONS]
+    chats = [json.loads(line)["prompt"] for line in rows]
+    said = chat(run / "model", chats, [row["token_ids"] for row in trained])
+    for messages, (text, _) in zip(chats, said, strict=True):
+        say(f"{messages[-1]['content']} -> {text}")
+    close = sum(gap < CLOSE_NATS for _, gap in said)
+    same = sum(text == row["text"] for (text, _), row in zip(said, trained, strict=True))
+    say(f"transformers, same answers: {same} of {QUESTIONS}, {close} to {CLOSE_NATS} nats")
+    if close < WANTED_CLOSE:
+        raise SystemExit(f"{WANTED_CLOSE} are wanted: the exported model is not the trained one")
 
 
 def chat(
@@ -59,15 +86,8 @@ def chat(
     return said
 
 
-def check_fresh_vllm(model: Path, answers: Path) -> dict[str, int]:
-    """How many greedy answers a new vLLM process gives token for token as in `answers` (jsonl)."""
-    result = model.parent / "fresh-vllm.json"
-    run_python(["-m", "examples.checks", str(model), str(answers), str(result)])
-    return dict(json.loads(result.read_text()))
-
-
-def answer_again(model: str, answers: str, result: str) -> None:
-    """Answer the prompts of `answers` with a stock vLLM and write the count of equal answers."""
+def check_vllm(run: Path) -> None:
+    """A stock vLLM gives the answers of the last evaluation again, token for token."""
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -75,17 +95,46 @@ def answer_again(model: str, answers: str, result: str) -> None:
     import torch
     from vllm import LLM, SamplingParams
 
-    rows: list[dict[str, Any]] = [json.loads(line) for line in Path(answers).open()]
+    rows, model = last_answers(run), run / "model"
     on_cpu = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 64 << 20}
-    dtype = json.loads((Path(model) / "config.json").read_text())["dtype"]
-    llm = LLM(model, dtype=dtype, enforce_eager=True, max_model_len=256, **on_cpu)
+    dtype = json.loads((model / "config.json").read_text())["dtype"]
+    llm = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=256, **on_cpu)
     longest = max(len(row["token_ids"]) for row in rows)
     greedy = SamplingParams(temperature=0.0, max_tokens=longest)
     outputs = llm.generate([row["prompt"] for row in rows], greedy, use_tqdm=sys.stderr.isatty())
     pairs = zip(rows, outputs, strict=True)
     same = sum(row["token_ids"] == list(out.outputs[0].token_ids) for row, out in pairs)
-    Path(result).write_text(json.dumps({"same": same, "asked": len(rows)}))
+    say(f"a fresh vLLM gives {same} of {len(rows)} answers token for token")
+    if same < len(rows):
+        raise SystemExit("the exported model does not answer as the trained one did")
 
+
+def last_answers(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's last evaluation."""
+    steps = json.loads((run / "summary.json").read_text())["steps"]
+    lines = (run / f"answers-step{steps}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def quiet_loading() -> None:
+    """No bars of transformers where nobody sees them move."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def say(text: str) -> None:
+    """One line for whoever watches."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+CHECKS: dict[str, Any] = {
+    "transformers": check_transformers,
+    "vllm": check_vllm,
+    "chat": check_chat,
+}
 
 if __name__ == "__main__":
-    answer_again(*sys.argv[1:4])
+    CHECKS[sys.argv[1]](*map(Path, sys.argv[2:]))

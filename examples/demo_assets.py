@@ -6,6 +6,7 @@ leaves reinforcement learning something to teach.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -76,3 +77,16 @@ def write_config(folder: Path) -> None:
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(folder)
     GenerationConfig(eos_token_id=1, pad_token_id=0).save_pretrained(folder)
+
+
+def arguments(text: str) -> argparse.Namespace:
+    """--dir and --seed of a program that writes assets; text: its description."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--dir", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parsed = arguments(__doc__ or "")
+    write_assets(parsed.dir, parsed.seed)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from examples.stages import quiet_loading
+from examples.checks import quiet_loading
+from examples.demo_assets import arguments
 from megarl.data.tasks import write_task
 
 TASKS = [
@@ -82,3 +83,9 @@ def write_data(folder: Path, seed: int, *, train_size: int = 120, heldout_size: 
                 {"role": "user", "content": row["prompt"]},
             ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    parsed = arguments(__doc__ or "")
+    write_model(parsed.dir / "model")
+    write_data(parsed.dir / "data", parsed.seed)

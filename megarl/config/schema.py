@@ -189,8 +189,9 @@ class DataConfig:
     """Column with the preferred answer, for `megarl reward`."""
     rejected_column: str = "rejected"
     """Column with the other answer."""
-    margin_column: str | None = None
-    """Column with the number by which the preferred answer is to score higher; None: 0."""
+    margin_column: str = "margin"
+    """Column with the number by which the preferred answer is to score higher; 0 where there is
+    none."""
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512
@@ -281,6 +282,8 @@ class RewardConfig:
     exact_match, or nothing beside a reward model."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function's factory."""
+    function_coef: float = 1.0
+    """What the function's reward is multiplied by; 0: it judges evaluations and nothing else."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The reward model: a ...ForSequenceClassification with one label and the actor's tokens, whose
     score at a sample's last token is the reward; off where path is empty."""
@@ -291,7 +294,8 @@ class RewardConfig:
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a response that was cut off before it ended by itself."""
     success_reward: float = 1.0
-    """Reward from which an answer that ended by itself counts as right in evaluation."""
+    """The function's reward (without a function: the reward) from which an answer that ended by
+    itself counts as right in evaluation."""
 
 
 @dataclass

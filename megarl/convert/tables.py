@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,15 @@ class _Tables(pickle.Unpickler):
             found = found if isinstance(found, type) else None
         elif name in ("MCoreSavePlan", "MCoreMetadata"):
             found = dcp.Metadata  # older Megatron-Core's own classes, with the same fields
+        elif (module, name) == ("builtins", "getattr"):
+            found = _enum_member
         if found is None:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which no checkpoint needs")
         return found
+
+
+def _enum_member(kind: Any, name: Any) -> Any:
+    """What getattr stands for in a pickle of Python 3.11.0 to 3.11.3: the member of an enum."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"it holds getattr of {kind}, which no checkpoint needs")

@@ -1,1 +1,1 @@
-"""Prompts: read, ordered, balanced over ranks; seeds of samples; demo tasks."""
+"""Prompts, texts, preferences, corpora: read, ordered, balanced over ranks; demo tasks."""

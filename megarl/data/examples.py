@@ -19,7 +19,7 @@ from megarl.errors import DataError
 T = TypeVar("T")
 Segment = tuple[str, bool, bool]
 """(text, whether it is learned, whether the tokenizer adds its special tokens)."""
-TOKENIZE_AT_ONCE = 1024
+_TOKENIZE_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def load_examples(
     path, examples, lengths = Path(path), [], []
     make = _Segments(tokenizer, prompt_key, response_key, messages_key, apply_chat_template)
     rows = islice(read_rows(path), limit)
-    while chunk := list(islice(rows, TOKENIZE_AT_ONCE)):
+    while chunk := list(islice(rows, _TOKENIZE_AT_ONCE)):
         made = _tokenize([make(place, row) for place, row in chunk], tokenizer)
         for (place, _), example in zip(chunk, made, strict=True):
             if not example.learned.any():
@@ -129,20 +129,20 @@ class _Segments:
         messages_key: str | None,
         apply_chat_template: bool,
     ) -> None:
-        self._talks = Conversations(tokenizer, apply_chat_template)
+        self._talks = _Conversations(tokenizer, apply_chat_template)
         self._prompt, self._response, self._messages = prompt_key, response_key, messages_key
 
     def __call__(self, place: str, row: Row) -> list[Segment]:
         """The segments of the row at `place`."""
         if self._messages is not None:
-            messages = column(place, row, self._messages, "messages")
+            messages = _column(place, row, self._messages, "messages")
             return list(self._talks.turns(place, messages, first=0))
-        prompt = column(place, row, self._prompt, "prompt")
-        answer = column(place, row, self._response, "response")
+        prompt = _column(place, row, self._prompt, "prompt")
+        answer = _column(place, row, self._response, "response")
         return self._talks.answer(place, prompt, answer, self._response)
 
 
-class Conversations:
+class _Conversations:
     """Writes prompts and answers as a tokenizer's texts."""
 
     def __init__(self, tokenizer: Any, apply_chat_template: bool) -> None:
@@ -182,8 +182,7 @@ class Conversations:
             done = whole
 
 
-def column(place: str, row: Row, name: str, setting: str) -> Any:
-    """The value of a column; DataError, with the place, where it is not there."""
+def _column(place: str, row: Row, name: str, setting: str) -> Any:
     value = lookup(row, name)
     if value is MISSING:
         names = ", ".join(column_names(row)) or "none"
@@ -205,7 +204,7 @@ def _checked(place: str, messages: Any) -> list[Mapping[str, Any]]:
 
 def _tokenize(rows: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> Iterator[Example]:
     """The examples of some rows."""
-    for row, ids in zip(rows, tokenize_segments(rows, tokenizer), strict=True):
+    for row, ids in zip(rows, _tokenize_segments(rows, tokenizer), strict=True):
         tokens = [token for own in ids for token in own]
         learned = [
             is_learned for (_, is_learned, _), own in zip(row, ids, strict=True) for _ in own
@@ -214,7 +213,7 @@ def _tokenize(rows: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> Iterat
         yield Example(torch.tensor(tokens, dtype=torch.int64), torch.tensor(learned))
 
 
-def tokenize_segments(
+def _tokenize_segments(
     rows: Sequence[Sequence[Segment]], tokenizer: Tokenizer
 ) -> list[list[list[int]]]:
     """Token ids of each segment of each row, each tokenized by itself."""

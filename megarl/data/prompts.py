@@ -96,7 +96,7 @@ def load_prompts(
     """
     path = Path(path)
     keys = _Keys(prompt_key, label_key, source_key, default_source=path.stem)
-    template = _Template(tokenizer, apply_chat_template)
+    template = PromptTemplate(tokenizer, apply_chat_template)
     prompts: list[Prompt] = []
     num_rows, shortest = 0, None
     rows = islice(read_rows(path), limit)
@@ -173,7 +173,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-class _Template:
+class PromptTemplate:
     """Turns what stands in the prompt column into text and tokens."""
 
     def __init__(self, tokenizer: Tokenizer, wrap_plain_text: bool) -> None:
@@ -181,7 +181,7 @@ class _Template:
         self._wrap_plain_text = wrap_plain_text
 
     def render(self, prompt: Any, place: str) -> tuple[str, bool]:
-        """(text, whether it came through the chat template)."""
+        """(text, whether it came through the chat template); DataError, naming the place."""
         if isinstance(prompt, str):
             if not self._wrap_plain_text:
                 return prompt, False

@@ -165,11 +165,16 @@ class _Rank:
 
 
 def _pass_on(number: int, ranks: Sequence[_Rank], afterwards: Any) -> None:
-    """Send the signal on to the ranks; `afterwards` handles the next of its kind, where given."""
+    """Send the signal on to the ranks; `afterwards` handles one that comes later again, if given."""
+    from megarl.runtime.watch import SAME_REQUEST_S
+
+    first: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if afterwards is not None:
-            signal.signal(number, afterwards)
+        now = time.monotonic()
+        if afterwards is not None and first and now - first[0] >= SAME_REQUEST_S:
+            afterwards(number, frame)
+        first.append(now)
         for rank in ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)

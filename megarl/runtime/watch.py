@@ -29,6 +29,9 @@ _LOG = logging.getLogger("megarl.watch")
 POLL_S = 0.5
 GRACE_S = 3.0
 """How long a rank waits for a better cause than its own, and for its peers to read it."""
+SAME_REQUEST_S = 5.0
+"""Signals so soon after the first are the same request: a batch system sends one to every process,
+and parents hand theirs on."""
 FAILURE_KEY = "failure"
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -53,7 +56,7 @@ class Watch:
         the run at once.
         """
         self._saves, self._parent = saves, os.getppid()
-        self._asked_to_leave = False
+        self._asked_at: float | None = None
         self._store, self.rank, self._world = store, rank, world_size
         self._pids, self._run_name = pids, run_name
         self._stall_timeout_s = stall_timeout_s
@@ -141,16 +144,20 @@ class Watch:
 
     def asked_to_leave(self) -> bool:
         """Whether a signal asked this rank to save and leave."""
-        return self._asked_to_leave
+        return self._asked_at is not None
 
     def _ends_at_once(self, signals: bytes) -> bool:
         """Whether SIGTERM came and is no request to save first."""
-        saves = self._saves and not self._asked_to_leave and os.getppid() == self._parent
-        if signal.SIGUSR1 in signals or (signal.SIGTERM in signals and saves):
-            _LOG.info("asked by a signal to save and leave")
-            self._asked_to_leave = True
+        if not {signal.SIGUSR1, signal.SIGTERM} & set(signals):
             return False
-        return signal.SIGTERM in signals
+        new = self._asked_at is None or time.monotonic() - self._asked_at < SAME_REQUEST_S
+        saves = self._saves and new and os.getppid() == self._parent
+        if signal.SIGTERM in signals and not saves:
+            return True
+        if self._asked_at is None:
+            _LOG.info("asked by a signal to save and leave")
+            self._asked_at = time.monotonic()
+        return False
 
     def _look(self, terminated: bool) -> None:
         if self._store.check([FAILURE_KEY]):

@@ -95,7 +95,13 @@ class Builder:
             model = self.role("reward", RewardModel, role, config.model, None, 1)
         function = configured_reward(config, self.config.data.label_column)
         return Scorer(
-            self.universe, control, function, model, config.model_coef, config.missing_eos_penalty
+            self.universe,
+            control,
+            function,
+            model,
+            config.model_coef,
+            config.missing_eos_penalty,
+            config.function_coef,
         )
 
     def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:

@@ -25,7 +25,7 @@ class Answer:
     finished: bool
     source: str
     right: bool
-    """Its reward is a success, and it ended by itself."""
+    """The function (without one: the reward) calls it a success, and it ended by itself."""
     token_ids: tuple[int, ...]
 
 
@@ -71,7 +71,7 @@ def evaluate(
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
     requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
     rollouts = rollout.generate(requests, greedy, on_answered)
-    rewards = scorer.score(rollouts)
+    scores = scorer.judge(rollouts)
     own = [
         Answer(
             one.request.row,
@@ -79,13 +79,13 @@ def evaluate(
             one.request.prompt.question or one.request.prompt.text,
             one.request.prompt.label,
             one.text,
-            score,
+            score.reward,
             one.finish_reason == "stop",
             one.request.prompt.source,
-            score >= success_reward - 1e-6 and one.finish_reason == "stop",
+            score.verdict >= success_reward - 1e-6 and one.finish_reason == "stop",
             one.response_ids,
         )
-        for one, score in zip(rollouts, rewards, strict=True)
+        for one, score in zip(rollouts, scores, strict=True)
     ]
     answers = [answer for rank in control.gather(own) for answer in rank]
     return Evaluation(tuple(sorted(answers, key=lambda answer: answer.row)))

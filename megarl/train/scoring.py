@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,15 @@ from megarl.roles.step_rows import StepRows
 from megarl.types import Rollout
 
 
+class Score(NamedTuple):
+    """What one response is worth."""
+
+    reward: float
+    """To training."""
+    verdict: float
+    """To evaluation: the function's reward, or without a function the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """The reward of a run, the same on all ranks."""
@@ -30,26 +40,34 @@ class Scorer:
     model: RewardModel | None
     model_coef: float = 1.0
     missing_eos_penalty: float = 0.0
+    function_coef: float = 1.0
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Reward of each of this rank's rollouts, in order; all ranks call it together.
 
         RunError, naming row and prompt, for a reward that raises or is not a finite number.
         """
-        rewards = [0.0] * len(rollouts)
+        return [score.reward for score in self.judge(rollouts)]
+
+    def judge(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """The same, with what the function alone says: it judges also where its weight is 0."""
+        said_by_function = [0.0] * len(rollouts)
         if self.function is not None:
             name, function = self.function
-            rewards = score_function(function, name, rollouts)
+            said_by_function = score_function(function, name, rollouts)
+        rewards = [self.function_coef * reward for reward in said_by_function]
         if self.model is not None:
             said = _ask_model(self.universe, self.control, self.model, rollouts)
             rewards = [
                 reward + self.model_coef * _finite(said[one.request.row], one)
                 for reward, one in zip(rewards, rollouts, strict=True)
             ]
-        return [
+        rewards = [
             reward - self.missing_eos_penalty * (one.finish_reason != "stop")
             for reward, one in zip(rewards, rollouts, strict=True)
         ]
+        judged = rewards if self.function is None else said_by_function
+        return [Score(*both) for both in zip(rewards, judged, strict=True)]
 
 
 def _ask_model(

@@ -16,6 +16,11 @@ def check_contradictions(config: Config) -> None:
     _check_estimator(config)
     _check_kl(config)
     _check_sampling(config)
+    if config.reward.function_coef == 0 and not config.reward.model.path:
+        raise ConfigError(
+            "reward.function_coef is 0 and reward.model.path is empty: every reward would be 0; "
+            "give a weight, or a reward model"
+        )
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
         check_schedule(config.critic.optimizer, "critic")

@@ -156,8 +156,8 @@ def _check_examples(config: Config, tokenizer: Any, key: str, read: Any) -> None
     if key == "train_path" and limit is None and len(examples) < batch:
         raise ConfigError(
             f"algorithm.global_batch_size {batch} is more than the {len(examples)} examples in "
-            f"{path} ({examples.dropped} longer ones dropped): a step would hold an example twice; "
-            "lower it, or add examples"
+            f"{path} ({examples.dropped} longer ones dropped): a step would hold one twice; lower "
+            "it, or add examples"
         )
 
 

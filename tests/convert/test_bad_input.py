@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_folder import change_config
 from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
 
 from megarl.cli.main import main
 
@@ -243,6 +246,32 @@ def test_tables_that_do_not_fit(checkpoint: Path, capsys: pytest.CaptureFixture[
     refused(capsys, "megatron-to-hf", checkpoint, QKV, "was not saved whole")
     (checkpoint / "release" / ".metadata").write_bytes(pickle.dumps(print))
     refused(capsys, "megatron-to-hf", checkpoint, "builtins.print", "no checkpoint needs")
+    (checkpoint / "release" / ".metadata").write_bytes(pickle.dumps(_Reaching()))
+    refused(capsys, "megatron-to-hf", checkpoint, "getattr of", "no checkpoint needs")
+
+
+class _Reaching:
+    """Pickled as getattr(Metadata, "__init__")."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (dcp.Metadata, "__init__")
+
+
+class _OldPython(pickle.Pickler):
+    """Writes members of enums as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_tables_of_an_older_python(checkpoint: Path) -> None:
+    file = checkpoint / "release" / ".metadata"
+    tables = io.BytesIO()
+    _OldPython(tables).dump(pickle.loads(file.read_bytes()))
+    assert b"getattr" in tables.getvalue()
+    file.write_bytes(tables.getvalue())
+    target = checkpoint.parent / "back"
+    assert main(["convert", "megatron-to-hf", str(checkpoint), str(target), "--workers", "1"]) == 0
 
 
 def test_configs_of_another_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,12 +80,11 @@ def test_without_end_tokens_and_from_several_columns(made: Path, tmp_path: Path)
     assert read_corpus(written[0].prefix) == [[i + 2] for i in range(20)]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_workers_and_chunks_change_nothing(
-    suffix: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = write_rows(tmp_path / f"first{suffix}", rows_of(TEXTS[:130]))
-    second = write_rows(tmp_path / f"second{suffix}", rows_of(TEXTS[130:]))
+    first = write_rows(tmp_path / "first.jsonl", rows_of(TEXTS[:130]))
+    second = write_rows(tmp_path / "second.parquet", rows_of(TEXTS[130:]))
     whole = content(make(made, tmp_path / "one", first, second, append_eod=True))
     for chunk_bytes in (97, 1000):
         chunks = chunks_of([first, second], chunk_bytes)
@@ -185,7 +184,7 @@ def test_outputs_and_settings_that_cannot_be(made: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == [taken.name, file.name]
 
 
-@pytest.mark.parametrize("part", ["bin", "idx"])
+@pytest.mark.parametrize("part", ["bin", pytest.param("idx", marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up(part: str, made: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 100 KB: long documents fill the .bin, many short ones the .idx."""
     texts = ["w1 " * 100_000] if part == "bin" else ["w1"] * 20_000
@@ -200,6 +199,7 @@ def test_a_disk_that_fills_up(part: str, made: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle(made: Path, tmp_path: Path) -> None:
     """No output under its name, no process left; the same command then does all of the work."""
     texts = [" ".join(TEXTS[29:59])] * 6000

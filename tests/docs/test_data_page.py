@@ -70,6 +70,23 @@ def test_the_python_runs(folder: Path) -> None:
     assert (folder / "runs" / "mine" / "index_cache").is_dir()
 
 
+def test_the_preferences_are_three_ways_to_say_the_same(made: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from megarl.data.preferences import load_preferences
+
+    (tmp_path / "pairs.jsonl").write_text(blocks("json")[0])
+    tokenizer = AutoTokenizer.from_pretrained(made / "model")
+    tokenizer.add_tokens(["12", "+", "7", "19", "21", "=", "?", ".", "user"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
+    first, second, third = load_preferences(
+        tmp_path / "pairs.jsonl", tokenizer, max_prompt_length=9, max_response_length=9
+    )
+    assert (first.margin, second.margin) == (0.5, 0.0)
+    assert second == third and second.chosen_ids != second.rejected_ids
+    assert first.chosen_ids[-1] == second.chosen_ids[-1] == tokenizer.eos_token_id
+
+
 def test_every_setting_is_on_the_page() -> None:
     from megarl.config.docs import settings
 

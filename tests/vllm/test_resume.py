@@ -86,14 +86,19 @@ def wait_for(moment: str, launcher: subprocess.Popen[bytes], folder: Path) -> No
         time.sleep(0.005)
 
 
+def children(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """Processes of the ranks."""
+    file = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(pid) for pid in file.read_text().split()]
+
+
 def kill_a_rank(launcher: subprocess.Popen[bytes], folder: Path, dice: random.Random) -> None:
     """kill -9 of one of the two, at some moment after a checkpoint."""
     step = dice.randrange(1, STEPS)
     marks = dice.choice(["generate", "update_actor", "sync_weights", "save_checkpoint"])
     wait_for(f"{marks}, step {step + 1}", launcher, folder)
     time.sleep(dice.random() * 0.1)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(dice.choice(children)), signal.SIGKILL)
+    os.kill(dice.choice(children(launcher)), signal.SIGKILL)
     assert launcher.wait(timeout=60) != 0
 
 
@@ -134,7 +139,9 @@ def test_a_signal_saves_and_asks_for_another_start(
     log, marker = tmp_path / "log", tmp_path / "run/requeue"
     launcher = start(config, log)
     wait_for("generate, step 2", launcher, tmp_path)
-    launcher.send_signal(number)
+    # As a batch system does it: to every process, of which one hands it on as well.
+    for pid in (*children(launcher), launcher.pid):
+        os.kill(pid, number)
     assert launcher.wait(timeout=100) == 75
     assert marker.read_text() == "2\n"
     latest = tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt"
