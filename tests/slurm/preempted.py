@@ -47,7 +47,6 @@ def write_pipeline(folder: Path, model: str) -> Path:
         "checkpoint.save_interval": 1,
     }
     stages = [
-        {"name": "hello", "run": "python -c 'print(\"hello\")'"},
         {"name": "base", "command": "sft", "config": "one.yaml"},
         {"name": "ppo", "command": "train", "config": "one.yaml", "overrides": ppo},
     ]

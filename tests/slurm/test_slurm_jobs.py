@@ -121,13 +121,13 @@ def test_a_preempted_chain_ends_as_an_undisturbed_one(
     # Preempted once, then told that its time is nearly up, as `--signal` does.
     for restarts, words in enumerate((("scontrol", "requeue"), ("scancel", "--signal=USR1"))):
         before = checkpointed(out / "ppo")
-        wait_for(lambda: checkpointed(out / "ppo") >= before + 2, 170, log)  # noqa: B023
+        wait_for(lambda: checkpointed(out / "ppo") >= before + 2, 240, log)  # noqa: B023
         assert checkpointed(out / "ppo") < STEPS - 1, "too late to disturb it"
         ppo = job()
         ask(*words, ppo)
-        wait_for(lambda: state(ppo)["Restarts"] == str(restarts + 1), 60, log)  # noqa: B023
+        wait_for(lambda: state(ppo)["Restarts"] == str(restarts + 1), 120, log)  # noqa: B023
     done = lambda: (record := records.read("ppo")) is not None and record.state == "done"  # noqa: E731
-    wait_for(done, 150, log)
+    wait_for(done, 240, log)
     wait_for(lambda: not job(), 60, log)
     wait_for((out / "report.json").exists, 10, log)
     assert "saved; requeued" in log()
