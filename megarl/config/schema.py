@@ -363,6 +363,9 @@ class RunConfig:
     """Training steps in all."""
     seed: int = 0
     """Seed of everything."""
+    deterministic: bool = False
+    """On GPUs, take only algorithms that give the same bits each time, so that a resumed run ends
+    as an undisturbed one; slower. On a CPU runs are so in any case."""
     eval_interval: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     timeout_s: float = 600.0

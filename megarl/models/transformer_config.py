@@ -72,6 +72,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
         # Initialisation marks which parameters are tensor-parallel; the values are loaded later.
         perform_initialization=True,
         init_method=_leave,

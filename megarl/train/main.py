@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megarl.checkpoint.folder import saves
@@ -26,8 +27,23 @@ from megarl.runtime.watch import Watch, sweep_shared_memory
 _LOG = logging.getLogger("megarl.train")
 
 
-def prepare_process(launch: Launch) -> None:
-    """Bind the device; on a CPU give Megatron its stand-in for torch.cuda."""
+DETERMINISTIC = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+"""What cuBLAS, NCCL and TransformerEngine must be told before they start."""
+
+
+def prepare_process(launch: Launch, *, deterministic: bool = False) -> None:
+    """Bind the device; on a CPU give Megatron its stand-in for torch.cuda.
+
+    deterministic: on GPUs, only algorithms that give the same bits each time (Megatron-Core's
+    `--deterministic-mode`); on a CPU all do.
+    """
+    if deterministic and on_cuda():
+        set_variables(DETERMINISTIC, keep_given=True)
+        torch.use_deterministic_algorithms(True)
     silence_known_warnings()
     # Megatron's overlap of communication with sequence parallelism counts on one queue.
     set_variables({"CUDA_DEVICE_MAX_CONNECTIONS": "1"}, keep_given=True)
@@ -57,7 +73,7 @@ class Session:
             # What an attempt left that was killed whole; nothing of this one exists before all
             # ranks have met.
             sweep_shared_memory(launch.run_id, all_attempts=True)
-        prepare_process(launch)
+        prepare_process(launch, deterministic=config.deterministic)
         pools = [Pool(f"pool{index}", ranks) for index, ranks in enumerate(plan.pools)]
         self.universe = Universe(launch, pools, config.timeout_s)
         facts = self.universe.all_gather((self.universe.hosts[launch.rank], os.getpid()))
