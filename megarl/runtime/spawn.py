@@ -165,7 +165,7 @@ class _Rank:
 
 
 def _pass_on(number: int, ranks: Sequence[_Rank], afterwards: Any) -> None:
-    """Send the signal on to the ranks; `afterwards` handles one that comes later again, if given."""
+    """Send the signal on to the ranks; `afterwards` handles one that comes again later."""
     from megarl.runtime.watch import SAME_REQUEST_S
 
     first: list[float] = []
