@@ -3,7 +3,7 @@
     make demo        # or: python -m examples.demo [--seed 0] [--dir runs/demo] [--steps N]
 
 Everything is real: Megatron-Core in TP2 x PP2, vLLM in TP2 x 2 replicas, four processes over gloo.
-The stages are those of configs/demo/pipeline.yaml. Exit status 1 when held-out accuracy did not
+The stages are those of configs/pipelines/make-demo.yaml. Exit status 1 when held-out accuracy did not
 rise by 20 points.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from examples.gain import arguments, demo
 
-PIPELINE = Path(__file__).parent.parent / "configs" / "demo" / "pipeline.yaml"
+PIPELINE = Path(__file__).parent.parent / "configs" / "pipelines" / "make-demo.yaml"
 
 
 def main() -> int:

