@@ -4,22 +4,28 @@
                                    critic/
                                    rank_0000.pt  random generators of rank 0
                                    state.json    where the run stands, and every file's size
+                       iter_0000020.unreadable/  left out by resume_mode previous
 <run.dir>/checkpoints/latest_checkpointed_iteration.txt
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megarl.config.schema import Config
 from megarl.errors import DataError
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest_checkpointed_iteration.txt"
+STATE = "state.json"
 ASIDE = ".partial"
+UNREADABLE = ".unreadable"
 _NAME = re.compile(r"iter_(\d{7})")
 
 
@@ -30,14 +36,25 @@ def saves(config: Config) -> bool:
 
 def goes_on(config: Config) -> bool:
     """Whether a run with these settings continues one that is in its folder."""
-    folder = CheckpointFolder(Path(config.run.dir) / CHECKPOINTS)
-    match config.checkpoint.resume_mode:
-        case "never":
-            return False
-        case "previous":
-            return bool(folder.steps())
-        case _:
-            return folder.latest() is not None
+    return bool(_folder(config).candidates(config.checkpoint.resume_mode))
+
+
+def check_readable(config: Config) -> None:
+    """DataError where no checkpoint that the run may go on from is whole, by names and sizes."""
+    folder, mode = _folder(config), config.checkpoint.resume_mode
+    problems = []
+    for step in folder.candidates(mode):
+        try:
+            folder.state(step)
+            return
+        except DataError as error:
+            problems.append(folder.with_cure(error, step, mode))
+    if problems:
+        raise DataError("; ".join(problems))
+
+
+def _folder(config: Config) -> CheckpointFolder:
+    return CheckpointFolder(Path(config.run.dir) / CHECKPOINTS)
 
 
 class CheckpointFolder:
@@ -68,6 +85,63 @@ class CheckpointFolder:
             )
         return int(text)
 
+    def candidates(self, resume_mode: str) -> list[int]:
+        """Steps that a run may go on from, the first choice first.
+
+        Raises DataError as `latest` does, unless the mode is previous.
+        """
+        if resume_mode == "never":
+            return []
+        try:
+            latest = self.latest()
+        except DataError:
+            if resume_mode != "previous":
+                raise
+            return self.steps()[::-1]
+        if resume_mode != "previous":
+            return [] if latest is None else [latest]
+        # A later one was not named yet when its run was killed, or belongs to one that was left.
+        return [step for step in self.steps()[::-1] if latest is None or step <= latest]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of its run; DataError for a folder that is not what was written.
+
+        Names and sizes are checked, not what is in the files.
+        """
+        path = self.path(step)
+        try:
+            state: dict[str, Any] = json.loads((path / STATE).read_text())
+            sizes: dict[str, int] = state["files"]
+        except OSError as error:
+            what = f"{STATE}: {error.strerror}"
+            raise DataError(f"checkpoint {path} cannot be read: {what}") from None
+        except (ValueError, KeyError) as error:
+            raise DataError(f"checkpoint {path} cannot be read: {STATE} is cut off") from error
+        for name, size in sizes.items():
+            try:
+                found = os.stat(path / name).st_size
+            except OSError as error:
+                what = f"{name}: {error.strerror}"
+                raise DataError(f"checkpoint {path} cannot be read: {what}") from None
+            if found != size:
+                raise DataError(
+                    f"checkpoint {path} cannot be read: {name} has {found} bytes where {size} were "
+                    "written"
+                )
+        return state
+
+    def with_cure(self, error: DataError, step: int, resume_mode: str) -> str:
+        """The message, with what can be done instead of going on from that step."""
+        before = [other for other in self.steps() if other < step]
+        if resume_mode == "previous":
+            return str(error)
+        if before:
+            return (
+                f"{error}; checkpoint.resume_mode=previous goes on from the one before it, of step "
+                f"{before[-1]}"
+            )
+        return f"{error}; there is none before it: checkpoint.resume_mode=never starts anew"
+
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
         return self.root / f"iter_{step:07d}"
@@ -79,7 +153,7 @@ class CheckpointFolder:
     def begin(self, step: int, parts: list[str]) -> None:
         """Make the folder aside, with one folder for each part; leftovers of others are removed."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for left in self.root.glob(f"*{ASIDE}"):
+        for left in self.root.glob(f"iter_*{ASIDE}"):
             shutil.rmtree(left)
         for part in parts:
             (self.aside(step) / part).mkdir(parents=True)
@@ -94,14 +168,27 @@ class CheckpointFolder:
             shutil.rmtree(path)
         os.replace(self.aside(step), path)
         sync_folder(self.root)
+        self._name(step)
+        up_to_it = [each for each in self.steps() if each <= step]
+        for each in up_to_it[:-keep_last] if keep_last else []:
+            if not (keep_every and each % keep_every == 0):
+                shutil.rmtree(self.path(each))
+
+    def leave_out(self, left: Sequence[int], step: int) -> None:
+        """Name `step` the newest, and set those aside that cannot be read."""
+        self._name(step)
+        for each in left:
+            path = self.path(each)
+            target = path.with_name(path.name + UNREADABLE)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(path, target)
+
+    def _name(self, step: int) -> None:
         named = self.root / (LATEST + ASIDE)
         write_synced(named, f"{step}\n")
         os.replace(named, self.root / LATEST)
         sync_folder(self.root)
-        old = self.steps()[:-keep_last] if keep_last else []
-        for each in old:
-            if each != step and not (keep_every and each % keep_every == 0):
-                shutil.rmtree(self.path(each))
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megarl.checkpoint.folder import goes_on, saves
+from megarl.checkpoint.folder import check_readable, goes_on, saves
 from megarl.cli.output import complain, tell
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
@@ -80,6 +80,7 @@ def _run(
 ) -> int:
     from megarl.runtime import spawn
     from megarl.runtime.environment import this_launch
+    from megarl.runtime.requeue import hold_signals
     from megarl.validate import validate
 
     config = loaded.config
@@ -94,6 +95,8 @@ def _run(
     plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
     if first and not checked:
         _save(loaded, continues=command != "eval" and goes_on(config))
+    if command != "eval":
+        hold_signals()
     if alone and world_size > 1:
         tell(f"starting {world_size} ranks on this machine")
         return spawn.spawn(arguments, world_size, complain, module=MODULE, saves=saves(config))
@@ -127,6 +130,7 @@ def _save(loaded: LoadedConfig, *, continues: bool) -> None:
     folder = Path(loaded.config.run.dir)
     if continues:
         check_same_run(folder / RESOLVED, loaded.config)
+        check_readable(loaded.config)
     try:
         aside = None if continues else set_aside(folder)
         save_resolved(loaded.config, loaded.origins, folder / RESOLVED)

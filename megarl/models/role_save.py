@@ -19,13 +19,13 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megarl.errors import RunError
+from megarl.errors import PeerError, RunError
 from megarl.models.engine import MegatronEngine
 from megarl.runtime.device import on_cuda
 
 
 class CheckpointError(RunError):
-    """A part of a role could not be written, here or by a peer."""
+    """A part of a role could not be written; the cause is known here."""
 
 
 class RoleSave:
@@ -67,7 +67,8 @@ class RoleSave:
     def finish(self) -> None:
         """Wait for this rank's files, then close the folder together.
 
-        Raises CheckpointError on every rank where a file of any could not be written.
+        Raises on every rank where a file of any could not be written: CheckpointError with the
+        cause, or PeerError where a peer knows it.
         """
         self._thread.join()
         with self._mesh.activate(), _known_errors():
@@ -86,7 +87,9 @@ def _known_errors() -> Iterator[None]:
         yield
     except CheckpointException as error:  # of torch, and no Exception by its own wish
         causes = [str(failure[0]) for failure in error.failures.values()]
-        raise CheckpointError("; ".join(causes) or "a peer could not write its part") from error
+        if not causes:
+            raise PeerError("a peer could not write its part") from error
+        raise CheckpointError("; ".join(causes)) from error
 
 
 def _staged(buckets: Sequence[Any], copies: bool) -> list[Any]:

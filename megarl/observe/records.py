@@ -21,7 +21,7 @@ def set_aside(folder: Path) -> Path | None:
     Returns that folder; None where there was nothing to move. Raises OSError.
     """
     found = sorted(path for pattern in RECORDS for path in folder.glob(pattern))
-    if not any(path.name in ("metrics.jsonl", "eval.json") for path in found):
+    if not any(path.name in ("metrics.jsonl", "eval.json", "checkpoints") for path in found):
         return None
     number = 1
     while (target := folder / f"previous-{number}").exists():

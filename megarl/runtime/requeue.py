@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 REQUEUE = "requeue"
@@ -28,3 +29,13 @@ def ask_for_requeue(run_dir: Path, step: int) -> None:
 def withdraw_requeue(run_dir: Path) -> None:
     """The run goes on."""
     (run_dir / REQUEUE).unlink(missing_ok=True)
+
+
+def hold_signals() -> None:
+    """Have SIGUSR1 wait, here and in processes started from here, until it can be answered."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
+def let_signals_through() -> None:
+    """Answer SIGUSR1 from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from megarl.runtime.requeue import REQUEUE_STATUS
+from megarl.runtime.requeue import REQUEUE_STATUS, hold_signals, let_signals_through
 
 if TYPE_CHECKING:
     from megarl.runtime.bringup import Launch
@@ -111,11 +111,12 @@ def spawn(
     # A terminated parent must take its ranks along: its SIGTERM becomes an exception here.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        # Ranks inherit this, and so are not ended by it while they are still starting.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # Ranks inherit this, and answer the signal when they have started.
+        hold_signals()
         for env in environments:
             ranks.append(_Rank(len(ranks), subprocess.Popen(command, env=env)))
         _pass_on(signal.SIGUSR1, ranks, afterwards=None)
+        let_signals_through()
         if saves:
             _pass_on(signal.SIGTERM, ranks, afterwards=_terminated)
         _watch(ranks)
@@ -128,6 +129,8 @@ def spawn(
         _end(ranks)
         sweep_shared_memory(read_launch(environments[0]).run_id)
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        let_signals_through()
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     for rank in ranks:
         if rank.killed_by is not None:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from megarl.errors import MegaRLError, PeerError
 from megarl.runtime import unfinished
+from megarl.runtime.requeue import let_signals_through
 
 _LOG = logging.getLogger("megarl.watch")
 POLL_S = 0.5
@@ -78,6 +79,7 @@ class Watch:
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, lambda *_: None)
             signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+            let_signals_through()
         self._thread.start()
 
     def announce(self, sequence: int, verb: str, step: int | None) -> None:
@@ -269,10 +271,14 @@ LOST_PEER_WORDS: Sequence[str] = (
 )  # fmt: skip
 
 
-def _is_lost_peer(error: BaseException) -> bool:
-    """Whether an error is what a collective says when somebody else is gone."""
-    text = str(error).lower()
-    return isinstance(error, PeerError) or (
-        isinstance(error, dist.DistError | RuntimeError)
-        and any(word in text for word in LOST_PEER_WORDS)
-    )
+def _is_lost_peer(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is what is said when somebody else is gone."""
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, PeerError) or (
+            isinstance(error, dist.DistError | RuntimeError)
+            and any(word in text for word in LOST_PEER_WORDS)
+        ):
+            return True
+        error = error.__cause__
+    return False

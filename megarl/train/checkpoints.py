@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megarl.checkpoint.folder import CHECKPOINTS, CheckpointFolder, file_sizes, write_synced
-from megarl.errors import DataError, RunError
+from megarl.checkpoint.folder import (
+    CHECKPOINTS,
+    STATE,
+    UNREADABLE,
+    CheckpointFolder,
+    file_sizes,
+    write_synced,
+)
+from megarl.errors import DataError, PeerError, RunError
 from megarl.models.dist_checkpoint import load_role, save_role
 from megarl.models.role_save import CheckpointError, RoleSave
 from megarl.runtime.requeue import ask_for_requeue, withdraw_requeue
 from megarl.train.stage import Stage
 
-STATE = "state.json"
+_LOG = logging.getLogger("megarl.checkpoints")
 
 
 class Checkpoints:
@@ -55,38 +63,38 @@ class Checkpoints:
         """
         stage, mode = self._stage, self._settings.resume_mode
         first = stage.control.is_rank(0)
+        if mode != "never":
+            with stage.verb("load_checkpoint"):
+                found = self._folder.candidates(mode) if first else []
+                self._load_one(stage.control.gather(found)[0])
         if first:
             withdraw_requeue(Path(stage.config.run.dir))
-        if mode == "never":
-            return
-        with stage.verb("load_checkpoint"):
-            problems: list[str] = []
-            for step in stage.control.gather(self._candidates() if first else [])[0]:
-                problem = self._try(step)
-                if problem is None:
-                    self._go_on(step, problems)
-                    return
-                problems.append(problem)
-                if mode != "previous":
-                    cure = "; checkpoint.resume_mode=previous goes on from the one before it"
-                    raise DataError(problem + cure)
-            if problems:
-                raise DataError("; ".join(problems))
 
-    def _candidates(self) -> list[int]:
-        """Steps to try, the newest first."""
-        if self._settings.resume_mode == "previous":
-            return self._folder.steps()[::-1]
-        latest = self._folder.latest()
-        return [] if latest is None else [latest]
+    def _load_one(self, candidates: Sequence[int]) -> None:
+        """Go on from the first that can be read."""
+        problems: list[str] = []
+        for index, step in enumerate(candidates):
+            error = self._try(step)
+            if error is None:
+                self._go_on(step, candidates[:index], problems)
+                return
+            problems.append(self._folder.with_cure(error, step, self._settings.resume_mode))
+        if problems:
+            raise DataError("; ".join(problems))
 
-    def _go_on(self, step: int, problems: list[str]) -> None:
+    def _go_on(self, step: int, left: Sequence[int], problems: Sequence[str]) -> None:
         books = self._stage.books
         if books.logger is not None:
             books.logger.forget_after(step)
-        if books.progress is not None:
+        if self._stage.control.is_rank(0) and left:
+            self._folder.leave_out(left, step)
             for problem in problems:
-                books.progress.note(problem)
+                _LOG.warning("left out: %s", problem)
+                sys.stderr.write(f"megarl: {problem}; left out, and kept as ...{UNREADABLE}\n")
+            sys.stderr.flush()
+        _LOG.info("going on from the checkpoint of step %d", step)
+        if books.progress is not None:
+            books.progress.note(f"going on from the checkpoint of step {step}")
             books.progress.begin_at(step)
 
     def _agree_on_facts(self) -> tuple[bool, bool]:
@@ -129,7 +137,7 @@ class Checkpoints:
         """A failure inside ends the run on all ranks, also those that wait for this one."""
         try:
             yield
-        except (OSError, RuntimeError, CheckpointError) as error:
+        except (OSError, RuntimeError, CheckpointError, PeerError) as error:
             raise RunError(
                 f"checkpoint of step {step} could not be written to {self._folder.root} "
                 f"({type(error).__name__}: {error}); the one before it is still there"
@@ -146,23 +154,24 @@ class Checkpoints:
         torch.save(self._generators(), path / _rank_file(self._stage.universe.rank))
         return saves if copies else []
 
-    def _try(self, step: int) -> str | None:
+    def _try(self, step: int) -> DataError | None:
         """Load a checkpoint; what is wrong with it, the same on all ranks, where it cannot be."""
-        control, path = self._stage.control, self._folder.path(step)
-        state, problem = None, None
+        control = self._stage.control
+        state: dict[str, Any] | None = None
+        problem: str | None = None
         if control.is_rank(0):
             try:
-                state = _read_state(path)
+                state = self._folder.state(step)
             except DataError as error:
                 problem = str(error)
         state, problem = control.gather((state, problem))[0]
-        if problem is not None:
-            return problem
-        try:
-            self._load(path, state)
-        except DataError as error:
-            problem = str(error)
-        return next((found for found in control.gather(problem) if found is not None), None)
+        if state is not None:
+            try:
+                self._load(self._folder.path(step), state)
+            except DataError as error:
+                problem = str(error)
+        found = [each for each in control.gather(problem) if each is not None]
+        return DataError(found[0]) if found else None
 
     def _load(self, path: Path, state: dict[str, Any]) -> None:
         stage = self._stage
@@ -188,22 +197,3 @@ class Checkpoints:
 
 def _rank_file(rank: int) -> str:
     return f"rank_{rank:04d}.pt"
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state; DataError for a folder that is not what was written."""
-    try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"checkpoint {path} cannot be read: {STATE}: {error}") from error
-    for name, size in state["files"].items():
-        try:
-            found = os.stat(path / name).st_size
-        except OSError as error:
-            raise DataError(f"checkpoint {path} cannot be read: {name}: {error.strerror}") from None
-        if found != size:
-            raise DataError(
-                f"checkpoint {path} cannot be read: {name} has {found} bytes where {size} were "
-                "written"
-            )
-    return state

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megarl.checkpoint.folder import LATEST, CheckpointFolder
+from megarl.checkpoint import folder as module
+from megarl.checkpoint.folder import LATEST, STATE, CheckpointFolder, file_sizes
 from megarl.config.load import load_with_origins
 from megarl.config.resume import check_same_run
 from megarl.config.save import save_resolved
@@ -19,6 +24,8 @@ def write(folder: CheckpointFolder, step: int, keep_last: int = 2, keep_every: i
     folder.begin(step, ["actor", "critic"])
     for part in ("actor", "critic"):
         (folder.aside(step) / part / "data").write_text(str(step))
+    state = {"step": step, "files": file_sizes(folder.aside(step))}
+    (folder.aside(step) / STATE).write_text(json.dumps(state))
     folder.finish(step, keep_last, keep_every)
 
 
@@ -51,6 +58,87 @@ def test_a_step_that_is_made_again_replaces_the_first(tmp_path: Path) -> None:
     (folder.path(2) / "old").touch()
     write(folder, 2)
     assert not (folder.path(2) / "old").exists()
+
+
+class Killed(BaseException):
+    """As if the process were gone."""
+
+
+@pytest.mark.parametrize("remake", [False, True])
+def test_wherever_a_save_is_killed_the_newest_is_whole(
+    remake: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each change of the folder in turn; remake: a checkpoint of that step lies there."""
+    calls = 0
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    changes = {os: ("replace",), shutil: ("rmtree",), module: ("sync_folder", "write_synced")}
+    points = 0
+    for killed_at in range(1, 20):
+        folder = CheckpointFolder(tmp_path / str(killed_at))
+        for step in (1, 2, 3) if remake else (1, 2):
+            write(folder, step)
+        if remake:
+            (folder.root / LATEST).write_text("2\n")
+        calls = 0
+        with monkeypatch.context() as patched:
+            for owner, names in changes.items():
+                for name in names:
+                    patched.setattr(owner, name, counted(getattr(owner, name)))
+            try:
+                write(folder, 3)
+            except Killed:
+                points += 1
+        (step, *_) = folder.candidates("auto")
+        assert step in (2, 3) and folder.state(step)["step"] == step
+        write(folder, 3)
+        assert folder.latest() == 3 and folder.steps() == [2, 3]
+        assert not list(folder.root.glob("*.partial"))
+    assert 5 <= points < 15, "every change was met, and the last round was not disturbed"
+
+
+def test_which_a_run_may_go_on_from(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    assert folder.candidates("auto") == folder.candidates("previous") == []
+    for step in (1, 2, 3, 4):
+        write(folder, step, keep_last=0)
+    assert folder.candidates("auto") == [4] and folder.candidates("never") == []
+    (tmp_path / LATEST).write_text("3")
+    assert folder.candidates("previous") == [3, 2, 1], "4 is not what the file names, nor before it"
+    (tmp_path / LATEST).write_text("9")
+    assert folder.candidates("previous") == [4, 3, 2, 1]
+
+
+def test_what_was_left_out_does_not_count_as_kept(tmp_path: Path) -> None:
+    """Or keep_last would remove the one that can be read, and keep the one that cannot."""
+    folder = CheckpointFolder(tmp_path)
+    for step in (2, 3):
+        write(folder, step)
+    (folder.path(3) / "actor" / "data").unlink()
+    with pytest.raises(DataError, match="actor/data: No such file"):
+        folder.state(3)
+    folder.leave_out([3], 2)
+    assert folder.candidates("auto") == [2]
+    write(folder, 4, keep_last=2)
+    assert folder.steps() == [2, 4] and (tmp_path / "iter_0000003.unreadable").is_dir()
+
+
+def test_later_checkpoints_of_a_run_that_went_back_do_not_count_as_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for step in (2, 4, 6, 8):
+        write(folder, step, keep_last=0)
+    (tmp_path / LATEST).write_text("2")
+    write(folder, 3, keep_last=2)
+    assert folder.latest() == 3 and {2, 3} <= set(folder.steps())
 
 
 @pytest.mark.parametrize("text", ["7", "", "nonsense"])

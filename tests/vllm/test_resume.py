@@ -1,28 +1,38 @@
-"""A run that was killed and started again ends where an undisturbed one ends, bit for bit."""
+"""PPO that was killed and started again ends where an undisturbed run ends, bit for bit.
+
+Compared: the exported weights, every tensor of the last checkpoint (weights and Adam's states of
+actor and critic), the schedules, all random generators, the data's order, the KL controller, and
+the metrics but for times, rates and memory. TensorBoard is tests/train/test_stage_checkpoints.py's.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cluster import Cluster, free_port
 from fixed_rollouts import write_fixed_rollouts
+from forked_runs import KILLED, ForkedRuns, Moment, difference, outcome
+from safetensors.torch import load_file
 from tiny_models import TinyModels
 
-from megarl.observe.metrics_file import read_metrics
+from megarl.convert.megatron_to_hf import megatron_to_hf
 
 pytestmark = pytest.mark.vllm
-TIMES = ("timing_s/", "perf/", "reshard/seconds", "eval/seconds")
-"""Metrics that no two runs have in common."""
 STEPS = 4
+PHASES = {"generation": "generate", "backward": "update_actor", "sync": "sync_weights"}
+"""Moment -> verb."""
+SAVES = ("save", "async-save", "naming")
 
 
 def write_config(folder: Path, model: str, **checkpoint: Any) -> Path:
@@ -51,31 +61,83 @@ def write_config(folder: Path, model: str, **checkpoint: Any) -> Path:
     return path
 
 
-def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """`megarl train` on two ranks."""
+@pytest.fixture
+def runs(cluster: Cluster, tiny: TinyModels, tmp_path: Path) -> Callable[..., ForkedRuns]:
+    """A run in a folder of the test's own."""
+
+    def make(**checkpoint: Any) -> ForkedRuns:
+        write_config(tmp_path, tiny("llama"), **checkpoint)
+        return ForkedRuns(cluster, tmp_path, "train")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory
+) -> ForkedRuns:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_config(folder, tiny("llama"))
+    run = ForkedRuns(cluster, folder, "train")
+    run.to_the_end()
+    return run
+
+
+def same_end(run: ForkedRuns, undisturbed: ForkedRuns) -> bool:
+    """Bit for bit."""
+    found = difference(outcome(run.run_dir, STEPS), outcome(undisturbed.run_dir, STEPS))
+    assert found is None, found
+    assert not list(run.run_dir.glob("**/*.partial"))
+    return True
+
+
+def roll(kind: str, dice: random.Random, undisturbed: ForkedRuns) -> Moment:
+    """Some time in a phase after the first checkpoint, as long as it takes where nothing happens;
+    or in the middle of a save."""
+    step, rank = dice.randrange(2, STEPS + 1), dice.randrange(2)
+    if kind == "naming":  # rank 0 flushes the names twice for a checkpoint
+        return Moment(f"naming:{dice.randrange(2, 2 * STEPS)}")
+    if kind not in PHASES:  # two roles write files in a save
+        return Moment(f"writing:{dice.randrange(3, 2 * STEPS + 1)}", dice.uniform(0, 5e-3), rank)
+    rows = map(json.loads, (undisturbed.run_dir / "metrics.jsonl").read_text().splitlines())
+    seconds = [row.get(f"timing_s/{PHASES[kind]}", 0.0) for row in rows]
+    return Moment(f"{PHASES[kind]}:{step}", dice.uniform(0.0, max(seconds)), rank)
+
+
+def kills() -> list[Any]:
+    slow = [("generation", 0), ("async-save", 1)]
+    rare = [(kind, 10 * place + seed) for place, kind in enumerate((*PHASES, *SAVES), 1)
+            for seed in range(4)]  # fmt: skip
+    return [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in slow),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in rare),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "seed"), kills())
+def test_a_kill_changes_nothing(
+    kind: str, seed: int, runs: Callable[..., ForkedRuns], undisturbed: ForkedRuns
+) -> None:
+    moment = roll(kind, random.Random(seed), undisturbed)
+    print(f"seed {seed}: {moment}")  # noqa: T201
+    run = runs(async_save=kind == "async-save")
+    statuses = run(moment=moment)
+    assert statuses[moment.rank] == KILLED and 0 not in statuses, run.output()
+    assert run.seconds_until_ended() < 30 and run.says_who_is_gone()
+    run.to_the_end()
+    assert same_end(run, undisturbed)
+
+
+def start(config: Path, log: Path, *launcher: str) -> subprocess.Popen[bytes]:
+    """`megarl train`, alone or under a launcher."""
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "megarl.cli.main", "train", str(config)],
+            [sys.executable, *launcher, "-m", "megarl.cli.main", "train", str(config)],
             env=os.environ | {"TORCHDYNAMO_DISABLE": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-
-
-def finish(config: Path, log: Path) -> None:
-    """Run to the end."""
-    assert start(config, log).wait(timeout=280) == 0, log.read_text()[-3000:]
-
-
-def outcome(folder: Path) -> tuple[str, dict[int, dict[str, float]]]:
-    """Digest of the exported weights, and all metrics that a repetition must have."""
-    weights = (folder / "run/model/model.safetensors").read_bytes()
-    metrics = read_metrics(folder / "run/metrics.jsonl")
-    kept = {
-        step: {name: value for name, value in row.items() if not name.startswith(TIMES)}
-        for step, row in metrics.items()
-    }
-    return hashlib.sha256(weights).hexdigest(), kept
 
 
 def wait_for(moment: str, launcher: subprocess.Popen[bytes], folder: Path) -> None:
@@ -92,39 +154,26 @@ def children(launcher: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in file.read_text().split()]
 
 
-def kill_a_rank(launcher: subprocess.Popen[bytes], folder: Path, dice: random.Random) -> None:
-    """kill -9 of one of the two, at some moment after a checkpoint."""
-    step = dice.randrange(1, STEPS)
-    marks = dice.choice(["generate", "update_actor", "sync_weights", "save_checkpoint"])
-    wait_for(f"{marks}, step {step + 1}", launcher, folder)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2])
+def test_torchrun_goes_on_by_itself(
+    seed: int, runs: Callable[..., ForkedRuns], undisturbed: ForkedRuns
+) -> None:
+    """The agent starts both ranks anew, and they find the newest checkpoint."""
+    run, dice = runs(async_save=True), random.Random(seed)
+    verb, step = dice.choice(list(PHASES.values())), dice.randrange(2, STEPS + 1)
+    print(f"seed {seed}: {verb}, step {step}")  # noqa: T201
+    log = run.folder / "log"
+    launcher = start(
+        run.config, log, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--max-restarts", "3", "--master-port", str(free_port()),
+    )  # fmt: skip
+    wait_for(f"{verb}, step {step}", launcher, run.folder)
     time.sleep(dice.random() * 0.1)
     os.kill(dice.choice(children(launcher)), signal.SIGKILL)
-    assert launcher.wait(timeout=60) != 0
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What an undisturbed run gives."""
-    folder = tmp_path_factory.mktemp("whole")
-    finish(write_config(folder, tiny("llama")), folder / "log")
-    return outcome(folder)
-
-
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(0, marks=pytest.mark.slow),
-        *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6)),
-    ],
-)
-def test_a_kill_changes_nothing(seed: int, whole: Any, tiny: TinyModels, tmp_path: Path) -> None:
-    config, log = write_config(tmp_path, tiny("llama")), tmp_path / "log"
-    kill_a_rank(start(config, log), tmp_path, random.Random(seed))
-    finish(config, log)
-    weights, metrics = outcome(tmp_path)
-    assert weights == whole[0]
-    assert metrics == whole[1]
-    assert not list((tmp_path / "run/checkpoints").glob("*.partial"))
+    assert launcher.wait(timeout=280) == 0, log.read_text()[-3000:]
+    assert "going on from the checkpoint" in (run.run_dir / "logs/rank_0.log").read_text()
+    assert same_end(run, undisturbed)
 
 
 @pytest.mark.slow
@@ -132,20 +181,38 @@ def test_a_kill_changes_nothing(seed: int, whole: Any, tiny: TinyModels, tmp_pat
     ("number", "interval"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 0)], ids=["SIGTERM", "SIGUSR1"]
 )
 def test_a_signal_saves_and_asks_for_another_start(
-    number: signal.Signals, interval: int, whole: Any, tiny: TinyModels, tmp_path: Path
+    number: signal.Signals,
+    interval: int,
+    runs: Callable[..., ForkedRuns],
+    undisturbed: ForkedRuns,
 ) -> None:
     """At the end of the step in which it came; also where no checkpoints are kept by themselves."""
-    config = write_config(tmp_path, tiny("llama"), save_interval=interval, async_save=True)
-    log, marker = tmp_path / "log", tmp_path / "run/requeue"
-    launcher = start(config, log)
-    wait_for("generate, step 2", launcher, tmp_path)
+    run = runs(save_interval=interval, async_save=True)
+    launcher = start(run.config, run.folder / "log")
+    wait_for("generate, step 2", launcher, run.folder)
     # As a batch system does it: to every process, of which one hands it on as well.
     for pid in (*children(launcher), launcher.pid):
         os.kill(pid, number)
     assert launcher.wait(timeout=100) == 75
-    assert marker.read_text() == "2\n"
-    latest = tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt"
+    assert (run.run_dir / "requeue").read_text() == "2\n"
+    latest = run.run_dir / "checkpoints/latest_checkpointed_iteration.txt"
     assert latest.read_text() == "2\n"
-    finish(config, log)
-    assert outcome(tmp_path) == whole
-    assert not marker.exists()
+    run.to_the_end("checkpoint.save_interval=1")
+    assert same_end(run, undisturbed)
+    assert not (run.run_dir / "requeue").exists()
+
+
+@pytest.mark.slow
+def test_weights_alone_become_hugging_face_folders(
+    undisturbed: ForkedRuns, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """The actor's are the exported model; the critic's come with the scalar head it trained."""
+    checkpoint = undisturbed.checkpoint(STEPS)
+    for role in ("actor", "critic"):
+        megatron_to_hf(checkpoint / role, tmp_path / role, hf=Path(tiny("llama")))
+    exported = load_file(undisturbed.run_dir / "model/model.safetensors")
+    assert difference(load_file(tmp_path / "actor/model.safetensors"), exported) is None
+    critic = load_file(tmp_path / "critic/model.safetensors")
+    config = json.loads((tmp_path / "critic/config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert critic["score.weight"].abs().max() > 0 and "lm_head.weight" not in critic
