@@ -122,5 +122,15 @@ def _write_files(transforms: Any, buckets: Sequence[Any]) -> dict[int, Any] | Ex
     found = dict(results.get() for _ in threads)
     for written in found.values():
         if isinstance(written, Exception):
-            return written
+            return _cause(written)
     return found
+
+
+def _cause(error: Exception) -> Exception:
+    """What the system said: torch puts an error about its own bookkeeping in front of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -138,9 +140,11 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, CheckpointError, PeerError) as error:
+            free = shutil.disk_usage(self._folder.root.parent).free / 1e9
             raise RunError(
                 f"checkpoint of step {step} could not be written to {self._folder.root} "
-                f"({type(error).__name__}: {error}); the one before it is still there"
+                f"({type(error).__name__}: {error}; {free:.1f} GB are free there); the one before "
+                "it is still there"
             ) from error
 
     def _write(self, path: Path, copies: bool) -> list[RoleSave]:
@@ -151,7 +155,9 @@ class Checkpoints:
                 if not copies:
                     saves[-1].finish()
                 role.offload()
-        torch.save(self._generators(), path / _rank_file(self._stage.universe.rank))
+        own = io.BytesIO()  # a full disk has a name when Python writes the file
+        torch.save(self._generators(), own)
+        (path / _rank_file(self._stage.universe.rank)).write_bytes(own.getvalue())
         return saves if copies else []
 
     def _try(self, step: int) -> DataError | None:

@@ -9,6 +9,7 @@ import jobs_checkpoint as jobs
 import pytest
 import torch
 from cluster import Cluster
+from forked_runs import difference, role_contents
 from tiny_models import TinyModels
 
 from megarl.config.schema import OptimizerConfig
@@ -63,6 +64,36 @@ def test_another_layout_has_the_same_weights_and_goes_the_same_way(
         assert jobs.equal(whole[0], again[0])
         for key, value in whole[1].items():
             torch.testing.assert_close(again[1][key], value, atol=2e-5, rtol=1e-4)
+
+
+MOVES = {
+    "tp2-pp2": (MeshLayout(tp=2), MeshLayout(pp=2), False),
+    "dp2-tp2-distributed": (MeshLayout(dp=2), MeshLayout(tp=2), True),
+    "tp2-dp2-distributed": (MeshLayout(tp=2), MeshLayout(dp=2), True),
+    "tp2pp2-pp4": (MeshLayout(tp=2, pp=2), MeshLayout(pp=4), False),
+    "tp2dp2-pp2dp2-distributed": (MeshLayout(tp=2, dp=2), MeshLayout(pp=2, dp=2), True),
+    "pp2vpp2-tp2": (MeshLayout(pp=2, vpp=2), MeshLayout(tp=2), False),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "dp2-tp2-distributed")) for n in MOVES],
+)
+def test_adam_is_exact_on_another_layout(
+    name: str, cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """Saved, loaded elsewhere and saved again: every tensor, of weights and Adam's states."""
+    before, after, distributed = MOVES[name]
+    path, folders = tiny("llama"), [str(tmp_path / "one"), str(tmp_path / "other")]
+    config = OptimizerConfig(lr=1e-3, use_distributed_optimizer=distributed)
+    case = jobs.RoleCase(path, read_hf_config(path), before, "float32", config, folders[0])
+    cluster.run(before.size, jobs.train_and_save, case, 2, 0)
+    cluster.run(after.size, jobs.load_and_save, replace(case, layout=after), folders[1])
+    one, other = (role_contents(Path(folder))["tensors"] for folder in folders)
+    adam = [key for key in one if "exp_avg" in key]
+    assert len(adam) >= 18 and all(one[key].any() for key in adam)
+    assert difference(one, other) is None
 
 
 def simple_case(tiny: TinyModels, folder: Path, family: str, layout: MeshLayout) -> jobs.RoleCase:

@@ -116,6 +116,16 @@ def load_and_train(rank: Rank, case: RoleCase, after: int) -> list[dict[str, Ten
     return _go_on(rank, actor, case, after)
 
 
+def load_and_save(rank: Rank, case: RoleCase, target: str) -> None:
+    """From one checkpoint to another, possibly on another layout."""
+    actor = _actor(rank, case)
+    load_role(actor.engine, Path(case.folder))
+    if rank.rank == 0:
+        Path(target).mkdir()
+    rank.universe.barrier()
+    save_role(actor.engine, Path(target)).finish()
+
+
 def _actor(rank: Rank, case: RoleCase) -> Any:
     return make_actor(rank, case.path, case.layout, dtype=case.dtype, optimizer=case.optimizer)
 
