@@ -20,6 +20,7 @@ from typing import Any
 
 from megarl.config.schema import Config
 from megarl.errors import DataError
+from megarl.runtime.aside import sync as sync_folder
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -203,12 +204,3 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

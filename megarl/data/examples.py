@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megarl.config.schema import DataConfig
+from megarl.data.dataset import Dataset
 from megarl.data.prompts import Tokenizer, chat_text, is_message
 from megarl.data.rows import MISSING, Row, column_names, lookup, read_rows
 from megarl.errors import DataError
 
-T = TypeVar("T")
 Segment = tuple[str, bool, bool]
 """(text, whether it is learned, whether the tokenizer adds its special tokens)."""
 _TOKENIZE_AT_ONCE = 1024
@@ -35,25 +35,6 @@ class Example:
     def prompt_length(self) -> int:
         """Tokens before the first that is learned; all, where none is."""
         return int(self.learned.int().argmax()) if self.learned.any() else self.tokens.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset(Sequence[T]):
-    """What was made of a file's rows, in their order."""
-
-    items: tuple[T, ...]
-    dropped: int
-    """Rows left out for being longer than the limit."""
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
-        return self.items[index]
 
 
 def configured_examples(

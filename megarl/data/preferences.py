@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from megarl.config.schema import DataConfig
+from megarl.data.dataset import Dataset
 from megarl.data.prompts import PromptTemplate, Tokenizer
 from megarl.data.rows import MISSING, Row, column_names, lookup, read_rows
 from megarl.errors import DataError
@@ -37,24 +38,11 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class PairDataset(Sequence[Pair]):
+class PairDataset(Dataset[Pair]):
     """Comparisons in the order of the file."""
 
-    pairs: tuple[Pair, ...]
-    dropped: int
-    """Left out since the prompt or an answer is too long."""
     undecided: int
     """Left out since both answers are the same."""
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
-    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        return self.pairs[index]
 
 
 def configured_pairs(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from megarl.config.schema import DataConfig
+from megarl.data.dataset import Dataset
 from megarl.data.rows import MISSING, Row, column_names, lookup, read_rows
 from megarl.errors import DataError
 from megarl.types import Prompt
@@ -36,28 +37,9 @@ class Tokenizer(Protocol):
         """The conversation as one text."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptDataset(Sequence[Prompt]):
-    """Prompts in the order of the file."""
-
-    prompts: tuple[Prompt, ...]
-    dropped: int
-    """Prompts left out for being longer than max_prompt_length."""
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Prompt, ...]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | tuple[Prompt, ...]:
-        return self.prompts[index]
-
-
 def configured_prompts(
     config: DataConfig, path: str | Path, tokenizer: Tokenizer, limit: int | None = None
-) -> PromptDataset:
+) -> Dataset[Prompt]:
     """The prompts of a file in the run's columns; DataError as in `load_prompts`."""
     return load_prompts(
         path,
@@ -81,7 +63,7 @@ def load_prompts(
     source_key: str | None = "source",
     apply_chat_template: bool = False,
     limit: int | None = None,
-) -> PromptDataset:
+) -> Dataset[Prompt]:
     """Reads a .jsonl or .parquet file.
 
     A prompt is text, or a list of chat messages that goes through the tokenizer's chat template
@@ -124,7 +106,7 @@ def load_prompts(
             f"data set {path}: all {num_rows} prompts are longer than max_prompt_length "
             f"{max_prompt_length} (the shortest has {shortest} tokens): raise it"
         )
-    return PromptDataset(tuple(prompts), num_rows - len(prompts))
+    return Dataset(tuple(prompts), num_rows - len(prompts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from megarl.algorithms.kl import kl_controller
 from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
+from megarl.data.dataset import Dataset
 from megarl.data.order import PromptOrder
-from megarl.data.prompts import PromptDataset, configured_prompts
+from megarl.data.prompts import configured_prompts
 from megarl.data.stop_tokens import stop_tokens
 from megarl.layout import hf_tensors, megatron_placement
 from megarl.mesh.control import Control
@@ -281,10 +282,10 @@ def make_sampling(config: Config, plan: RunPlan, tokenizer: Any) -> SamplingSpec
     )
 
 
-def read_prompts(config: Config, tokenizer: Any, path: str) -> PromptDataset:
+def read_prompts(config: Config, tokenizer: Any, path: str) -> Dataset[Prompt]:
     """The prompts of one file; none for an empty path."""
     if not path:
-        return PromptDataset((), 0)
+        return Dataset((), 0)
     return configured_prompts(config.data, path, tokenizer)
 
 

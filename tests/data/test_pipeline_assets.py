@@ -43,7 +43,7 @@ def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
     differ = {name for name in first if first[name] != other[name]}
     assert differ == {
         "train.jsonl", "heldout.jsonl", "texts.jsonl", "pretrain.jsonl", "sft.jsonl",
-        "preferences.jsonl", "preferences-heldout.jsonl",
+        "sft-heldout.jsonl", "preferences.jsonl", "preferences-heldout.jsonl",
     }  # fmt: skip
 
 
@@ -57,7 +57,13 @@ def test_finetuning_reads_a_better_author(folder: Path) -> None:
     )
     answers = rows(folder, "sft")
     better = sum(row["response"] == f" {labels[row['prompt']]}" for row in answers)
-    assert abs(right / len(texts) - 0.45) < 0.01 and abs(better / len(answers) - 0.75) < 0.01
+    wanted = 1 - pipeline_assets.SFT_EVASIVE - pipeline_assets.SFT_WRONG
+    assert abs(right / len(texts) - 0.45) < 0.01 and abs(better / len(answers) - wanted) < 0.01
+    held = {row["prompt"]: row["label"] for row in rows(folder, "heldout")}
+    known = rows(folder, "sft-heldout")
+    assert {row["prompt"]: row["response"] for row in known} == {
+        prompt: f" {label}" for prompt, label in held.items()
+    }
 
 
 def test_preferences_are_right_against_wrong(folder: Path) -> None:
