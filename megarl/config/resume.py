@@ -26,7 +26,8 @@ FREE = (
     "rollout.gpu_memory_utilization", "rollout.enforce_eager", "rollout.enable_sleep_mode",
     "data.indexed.cache_dir",
 )  # fmt: skip
-"""Keys, with all below them, that may differ: how far, where and how fast the run goes."""
+"""Keys, with all below them, that may differ: how far, where and how fast the run goes. How far is
+not free where a learning rate decays over the whole run."""
 
 
 def check_same_run(saved: Path, config: Config) -> None:
@@ -47,6 +48,7 @@ def check_same_run(saved: Path, config: Config) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _is_free(key)
     ]
+    different += _decays_over_the_run(before, now)
     if different:
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise ConfigError(
@@ -54,6 +56,23 @@ def check_same_run(saved: Path, config: Config) -> None:
             "give the same, take another run.dir, or set checkpoint.resume_mode=never to start "
             "anew (the earlier records are set aside)"
         )
+
+
+def _decays_over_the_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where the learning rate depends on how many steps the run has in all, and they differ."""
+    steps = "run.steps"
+    roles = [
+        role
+        for role in ("actor", "critic")
+        if now[f"{role}.optimizer.lr_decay_style"] != "constant"
+        and now[f"{role}.optimizer.lr_decay_steps"] is None
+    ]
+    if before.get(steps) == now[steps] or not roles:
+        return []
+    return [
+        f"{steps} was {_shown(before, steps)} and is {now[steps]}, and {roles[0]}.optimizer.lr "
+        "decays over the whole run (lr_decay_steps is null)"
+    ]
 
 
 def _is_free(key: str) -> bool:

@@ -65,6 +65,8 @@ class Checkpoints:
         """
         stage, mode = self._stage, self._settings.resume_mode
         first = stage.control.is_rank(0)
+        # How much of it was drawn while models and engines were built is not the run's to tell.
+        torch.default_generator.manual_seed(stage.config.run.seed)
         if mode != "never":
             with stage.verb("load_checkpoint"):
                 found = self._folder.candidates(mode) if first else []
@@ -90,9 +92,10 @@ class Checkpoints:
             books.logger.forget_after(step)
         if self._stage.control.is_rank(0) and left:
             self._folder.leave_out(left, step)
-            for problem in problems:
+            for each, problem in zip(left, problems, strict=True):
+                kept = self._folder.path(each).name + UNREADABLE
                 _LOG.warning("left out: %s", problem)
-                sys.stderr.write(f"megarl: {problem}; left out, and kept as ...{UNREADABLE}\n")
+                sys.stderr.write(f"megarl: {problem}; it is left out, and kept as {kept}\n")
             sys.stderr.flush()
         _LOG.info("going on from the checkpoint of step %d", step)
         if books.progress is not None:

@@ -163,6 +163,20 @@ def test_other_settings_do_not_go_on(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
+def test_a_longer_run_would_have_had_another_learning_rate(tmp_path: Path) -> None:
+    """Where it decays over the whole run; Megatron-Core goes on with the one it was saved with."""
+    saved, decays = tmp_path / "config.yaml", ["actor.optimizer.lr_decay_style=cosine"]
+    loaded = load_with_origins(None, decays)
+    save_resolved(loaded.config, loaded.origins, saved)
+    check_same_run(saved, load_with_origins(None, [*decays, "actor.mesh=t2"]).config)
+    with pytest.raises(ConfigError, match=r"run.steps was 100 and is 7, and actor.optimizer.lr"):
+        check_same_run(saved, load_with_origins(None, [*decays, "run.steps=7"]).config)
+    given = [*decays, "actor.optimizer.lr_decay_steps=50"]
+    loaded = load_with_origins(None, given)
+    save_resolved(loaded.config, loaded.origins, saved)
+    check_same_run(saved, load_with_origins(None, [*given, "run.steps=7"]).config)
+
+
 def test_later_metrics_are_cut_off_under_an_open_writer(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(path)
