@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 PLANS = "reshard-plan"
@@ -27,6 +28,8 @@ def set_aside(folder: Path) -> Path | None:
     while (target := folder / f"previous-{number}").exists():
         number += 1
     target.mkdir()
+    for half_written in folder.glob("checkpoints/iter_*.partial"):
+        shutil.rmtree(half_written)
     for path in found:
         path.rename(target / path.name)
     return target

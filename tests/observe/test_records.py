@@ -24,3 +24,12 @@ def test_each_run_keeps_its_own(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "model", "notes.txt", "previous-1", "previous-2",
     }  # fmt: skip
+
+
+def test_checkpoints_are_set_aside_without_what_is_half_written(tmp_path: Path) -> None:
+    """Even where no metrics are: the next run must not go on from them."""
+    for name in ("iter_0000001", "iter_0000002.partial"):
+        (tmp_path / "checkpoints" / name / "actor").mkdir(parents=True)
+    kept = set_aside(tmp_path)
+    assert kept is not None and not (tmp_path / "checkpoints").exists()
+    assert [path.name for path in (kept / "checkpoints").iterdir()] == ["iter_0000001"]
