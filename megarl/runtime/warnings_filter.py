@@ -10,6 +10,8 @@ KNOWN = (
     # Deprecations inside Megatron-Core and vLLM, at their own calls.
     r"full scope is deprecated",
     r"`torch.distributed.reduce_op` is deprecated",
+    r"`load_state_dict` is deprecated",
+    r"Please use DTensor instead",
 )
 """Starts of their messages, as regular expressions."""
 

@@ -49,7 +49,8 @@ def start(folder: Path) -> Path:
     folder = folder.absolute()
     for name in ("munge", "state", "log", *(f"spool/{node}" for node in NODES)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "munge").chmod(0o755)
+    for each in (folder, folder / "munge"):  # munged wants the way to its socket open
+        each.chmod(0o755)
     key = folder / "munge/key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
@@ -184,7 +185,7 @@ def _wait_for(condition: object, folder: Path, what: str) -> None:
     deadline = time.monotonic() + ANSWER_S
     pids = json.loads((folder / STARTED).read_text())
     while not condition():  # type: ignore[operator]
-        if time.monotonic() > deadline or not all(_is_ours(pid, folder) for pid in pids):
+        if time.monotonic() > deadline or not all(_lives(pid, folder) for pid in pids):
             stop(folder)
             logs = "".join(p.read_text()[-1500:] for p in sorted((folder / "log").iterdir()))
             raise SystemExit(f"local_slurm: {what} did not answer in {ANSWER_S:.0f} s\n{logs}")
@@ -198,6 +199,15 @@ def _end(pid: int, folder: Path) -> None:
         while _is_ours(pid, folder) and time.monotonic() < deadline:
             os.kill(pid, number)
             time.sleep(0.2)
+
+
+def _lives(pid: int, folder: Path) -> bool:
+    """Whether a daemon runs; one that has only just been started has no command line yet."""
+    for _ in range(10):
+        if _is_ours(pid, folder):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _is_ours(pid: int, folder: Path) -> bool:
