@@ -130,7 +130,8 @@ def test_a_preempted_chain_ends_as_an_undisturbed_one(
     wait_for(done, 240, log)
     wait_for(lambda: not job(), 60, log)
     wait_for((out / "report.json").exists, 10, log)
-    assert "saved; requeued" in log()
+    written = "".join(path.read_text() for path in (out / "slurm").glob("*.out"))
+    assert "saved; requeued" in written
 
     said = (out / "ppo/logs/rank_0.log").read_text()
     for restart in (0, 1, 2):
