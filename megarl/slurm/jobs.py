@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from megarl.config.keys import flatten
 from megarl.config.layers import override_layers
@@ -49,7 +51,8 @@ def read_work(parsed: argparse.Namespace, commands: Sequence[str]) -> tuple[Pipe
 def _has_stages(file: Path) -> bool:
     try:
         loaded = OmegaConf.load(file)
-    except Exception:  # what is wrong with it is said by whoever loads it in earnest
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError):
+        # What is wrong with it is said by whoever loads it in earnest.
         return False
     return OmegaConf.is_dict(loaded) and "stages" in loaded
 

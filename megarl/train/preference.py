@@ -23,16 +23,16 @@ class Preference:
     def step(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """One optimizer step; all ranks call it with the same pairs."""
         rows, batch = self._take(pairs)
-        facts = dict.fromkeys(("loss", "right", "chosen", "rejected", "grad_norm", "lr"), 0.0)
+        summed = ("loss", "right", "chosen", "rejected")
+        facts = dict.fromkeys((*summed, "grad_norm", "lr"), 0.0)
         if batch is not None:
             margins = torch.tensor([pairs[row].margin for row in batch.index])
             sums, step = self.role.train_on_pairs(batch, rows.mini_batches[0], margins, len(pairs))
-            facts |= dict(zip(facts, sums.tolist(), strict=False))
+            facts |= dict(zip(summed, sums.tolist(), strict=True))
             if self._control.is_rank(self.role.pool.ranks[self.role.layout.owner(0)]):
                 facts |= {"grad_norm": step.grad_norm, "lr": step.lr}
         found = self._control.agree(facts)
-        named = _per_pair(found["loss"], found["right"], found["chosen"], found["rejected"],
-                          len(pairs))  # fmt: skip
+        named = _per_pair([found[name] for name in summed], len(pairs))
         rates = {"grad_norm": found["grad_norm"], "lr": found["lr"]}
         return named | rates | {"tokens": float(sum(rows.length))}
 
@@ -46,10 +46,9 @@ class Preference:
         chosen, rejected = torch.tensor([scores[i] for i in range(len(pairs))]).double().unbind(1)
         margin = torch.tensor([pair.margin for pair in pairs], dtype=torch.float64)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
-        right = float((chosen > rejected).sum())
-        return _per_pair(
-            float(loss.sum()), right, float(chosen.sum()), float(rejected.sum()), len(pairs)
-        )
+        right = (chosen > rejected).double()
+        sums = [float(each.sum()) for each in (loss, right, chosen, rejected)]
+        return _per_pair(sums, len(pairs))
 
     def probe(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """Some samples and their scores, to compare the written model with."""
@@ -78,14 +77,13 @@ class Preference:
         return rows, self.role.take_rows(self.role.deal(rows), tokens)
 
 
-def _per_pair(
-    loss: float, right: float, chosen: float, rejected: float, count: int
-) -> dict[str, float]:
-    """Means over pairs, from sums."""
+def _per_pair(sums: Sequence[float], count: int) -> dict[str, float]:
+    """Means over pairs, from sums of loss, right ones, preferred and other scores."""
+    loss, right, chosen, rejected = (each / count for each in sums)
     return {
-        "loss": loss / count,
-        "accuracy": right / count,
-        "reward_chosen": chosen / count,
-        "reward_rejected": rejected / count,
-        "reward_margin": (chosen - rejected) / count,
+        "loss": loss,
+        "accuracy": right,
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
+        "reward_margin": chosen - rejected,
     }

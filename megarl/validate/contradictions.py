@@ -83,11 +83,16 @@ def check_mesh_settings(mesh: MeshConfig, key: str) -> None:
             f"pipeline_model_parallel_size is {pp}: set that to 2 or more, or the other to null"
         )
     cp = mesh.context_parallel_size
-    if cp > 1 and not (on_cuda() and importlib.util.find_spec("transformer_engine")):
+    if cp > 1 and not has_transformer_engine():
         raise ConfigError(
             f"{key}.context_parallel_size is {cp}: more than 1 needs TransformerEngine and CUDA, "
             "which are not both here; set it to 1, or install transformer-engine"
         )
+
+
+def has_transformer_engine() -> bool:
+    """Whether layers will be TransformerEngine's, as `models.layer_spec` chooses."""
+    return on_cuda() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def needs_critic(config: Config) -> bool:

@@ -11,6 +11,8 @@ import torch
 from refusing import check, refused
 from tiny_folder import change_config, write_folder
 
+from megarl.validate import batches
+
 
 def test_what_is_right_becomes_a_plan(made: Path) -> None:
     plan = check(
@@ -378,3 +380,11 @@ def test_a_gpu_without_its_kernels(made: Path, monkeypatch: pytest.MonkeyPatch) 
     refused(["computes on CUDA", "built without its CUDA part", "make build"], made, files=False)
     monkeypatch.setattr("megarl.native.cuda_available", lambda: True)
     check(made, files=False)
+
+
+def test_packed_rows_under_transformer_engine(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers would let samples see each other."""
+    monkeypatch.setattr(batches, "has_transformer_engine", lambda: True)
+    check(made, files=False)
+    refused(["algorithm.sequence_packing", "TransformerEngine"], made,
+            "algorithm.sequence_packing=true", files=False)  # fmt: skip
