@@ -65,11 +65,11 @@ demo: $(BUILT)  ## Pretrain a small Llama, then PPO on it (10 minutes on 2 cores
 demo-smollm2: $(BUILT)  ## Train SmolLM2-135M-Instruct (20 minutes on 2 cores)
 	$(PY) -m examples.demo_smollm2
 
-test: $(BUILT)  ## Tests that need no GPU (7 minutes on 2 cores)
-	$(PY) -m pytest -m 'not slow and not long and not gpu'
+test: $(BUILT)  ## Tests that need no GPU (12 minutes on 2 cores)
+	$(PY) -m pytest -m 'not slow and not long and not gpu' --durations 15
 
 test-slow: $(BUILT)  ## Slow tests (30 minutes)
-	$(PY) -m pytest -m 'slow and not long and not gpu'
+	$(PY) -m pytest -m 'slow and not long and not gpu' --durations 15
 
 test-long: $(BUILT)  ## The longest tests, run by hand
 	$(PY) -m pytest -m 'long and not gpu'

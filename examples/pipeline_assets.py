@@ -18,7 +18,7 @@ from megarl.data.rows import write_rows
 from megarl.data.seeds import stable_hash
 from megarl.data.tasks import careless_text
 
-SFT_SIZE, SFT_EVASIVE, SFT_WRONG = 3000, 0.30, 0.05
+SFT_SIZE, SFT_EVASIVE, SFT_WRONG = 3000, 0.40, 0.05
 """Rows to finetune on, and the shares of them that are no answer and a wrong one."""
 PAIRS_PER_PROMPT, EVADED = 3, 0.25
 """Preferences of a training prompt; the share of rejected answers that are no number."""

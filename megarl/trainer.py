@@ -30,6 +30,7 @@ ARGUMENT_OF = {
     "algorithm.kl_coef": "kl_coef",
     "algorithm.clip_ratio": "clip_range",
     "algorithm.adv_estimator": "adv_estimator",
+    "algorithm.policy_loss": "policy_loss",
     "algorithm.ppo_epochs": "ppo_epochs",
     "algorithm.global_batch_size": "mini_batch_size",
     "algorithm.micro_batch_size": "micro_batch_size",
@@ -61,7 +62,9 @@ class PPOTrainer:
         lr: learning rate of the policy; `critic_lr` of the value model.
         kl_coef: KL penalty per token against the starting policy, in the reward; 0 is off.
         clip_range: half-width of PPO's clip.
-        adv_estimator: "gae" (with a value model), "grpo", "grpo_no_std" or "rloo".
+        adv_estimator: "gae" (with a value model), "grpo", "rloo" or another of
+            algorithm.adv_estimator's.
+        policy_loss: "ppo", "gspo" or another of algorithm.policy_loss's.
         mini_batch_size: samples per optimizer step; None: the whole batch.
 
     Raises ConfigError for a folder or a setting that cannot be used.
@@ -77,6 +80,7 @@ class PPOTrainer:
         *,
         critic_lr: float | None = None,
         adv_estimator: str = "gae",
+        policy_loss: str = "ppo",
         ppo_epochs: int = 1,
         mini_batch_size: int | None = None,
         micro_batch_size: int = 8,
@@ -95,6 +99,7 @@ class PPOTrainer:
         config.rollout.temperature = temperature
         algorithm = config.algorithm
         algorithm.adv_estimator, algorithm.kl_coef = adv_estimator, kl_coef
+        algorithm.policy_loss = policy_loss
         algorithm.clip_ratio, algorithm.ppo_epochs = clip_range, ppo_epochs
         algorithm.micro_batch_size = micro_batch_size
         if mini_batch_size is not None:
@@ -115,7 +120,7 @@ class PPOTrainer:
         from megarl.train.phases import compute_advantages, measure, update
 
         name = self._config.algorithm.adv_estimator
-        needs_groups = "" if estimator(name).needs_values else name
+        needs_groups = name if estimator(name).needs_groups else ""
         check_batch(batch, self._run.shape.vocab_size, needs_groups)
         table, run = _table(batch), self._run
         run.config.algorithm.global_batch_size = self._mini_batch_size or len(table)

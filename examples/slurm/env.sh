@@ -1,4 +1,5 @@
 # What the jobs of this cluster need; every script here sources it, and `megarl submit --env-file` too.
+# A job ends where its last command fails.
 # module load cuda/13.0
 source .venv/bin/activate
 

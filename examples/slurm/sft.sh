@@ -14,8 +14,10 @@
 #SBATCH --output=sft-%j.out
 
 set -uo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-source examples/slurm/env.sh
+cd "${SLURM_SUBMIT_DIR:-.}" || exit
+set +u
+source examples/slurm/env.sh || { echo "environment: status $?"; exit 1; }
+set -u
 echo "[$(date +%FT%T)] job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST"
 
 # One launcher per node, one rank per GPU. The launcher hands SIGUSR1 to the ranks, which save.

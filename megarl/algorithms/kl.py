@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from megarl.algorithms.logprobs import log_ratio, safe_exp
 from megarl.errors import ConfigError, RunError
 
 _ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
-_KINDS = ("k1", "k2", "k3", "abs")
+_PLAIN = ("k1", "k2", "k3", "abs", *_ALIASES)
 
-_MAX_EXPONENT = 20.0
-
-
-def safe_exp(x: Tensor) -> Tensor:
-    """exp(x) with x kept within +-20: one broken token must not turn a batch into inf."""
-    return x.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+KL_KINDS = (*_PLAIN, *(f"{name}+" for name in _PLAIN))
+"""What `kl_estimate` knows, aliases included."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: str) -> Tensor:
@@ -27,20 +23,33 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: str)
     Of tokens drawn from the policy: with d = ref_logprobs - logprobs, k1 = -d (unbiased, noisy),
     k2 = d^2 / 2 (biased), k3 = exp(d) - 1 - d (unbiased, never negative), abs = |d|. Source: John
     Schulman, "Approximating KL Divergence" (2020). Aliases: kl = k1, mse = k2, low_var_kl = k3.
+    With a + (k3+) the value is the kind's and the gradient k2's, the only one of them that is the
+    KL's own in expectation: Tang and Munos 2025 (arXiv:2506.09477).
     logprobs, ref_logprobs: float [B, R]; mask: bool [B, R]. ConfigError for an unknown kind.
     """
-    difference = torch.where(mask, ref_logprobs - logprobs, 0.0)
-    match _ALIASES.get(kind, kind):
+    if kind not in KL_KINDS:
+        raise ConfigError(
+            f"algorithm.kl_loss_type {kind!r} is unknown: one of {', '.join(_PLAIN)}, each also "
+            "with a + (its value, and the gradient of k2)"
+        )
+    difference = log_ratio(ref_logprobs, logprobs, mask)
+    name = kind.removesuffix("+")
+    value = _kl_of(difference, _ALIASES.get(name, name))
+    if name == kind:
+        return value
+    half_square = 0.5 * difference.square()
+    return value.detach() + half_square - half_square.detach()
+
+
+def _kl_of(difference: Tensor, kind: str) -> Tensor:
+    match kind:
         case "k1":
             return -difference
         case "k2":
             return 0.5 * difference.square()
         case "k3":
             return safe_exp(difference) - 1 - difference
-        case "abs":
-            return difference.abs()
-    known = ", ".join((*_KINDS, *_ALIASES))
-    raise ConfigError(f"algorithm.kl_loss_type {kind!r} is unknown: one of {known}")
+    return difference.abs()
 
 
 class KLController(Protocol):

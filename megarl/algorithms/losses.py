@@ -1,8 +1,8 @@
-"""Policy and value losses as weighted sums over tokens.
+"""Losses as weighted sums over tokens, and the loss of the critic; `policy` has the policy's.
 
 The weights of `token_weights` hold the global denominators, so a loss is `(per_token * weights)`
 summed: the parts of any split over ranks and micro-batches add up to the loss of the whole batch.
-To correct for the engine's own log-probs, multiply the weights by importance weights.
+To correct for the engine's own log-probs, multiply the weights by those of `corrections`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from megarl.algorithms.kl import safe_exp
-from megarl.algorithms.masked import masked_sum
-from megarl.algorithms.stats import PolicyStats, ValueStats
+from megarl.algorithms.masked import at_least_fp32
+from megarl.algorithms.stats import ValueStats
 from megarl.errors import ConfigError
 
 LossAggMode = Literal[
@@ -57,58 +56,8 @@ def token_weights(
 
 
 def weighted_sum(per_token: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Scalar: sum of per_token * weights inside the mask; for entropy and KL terms of a loss."""
-    return (torch.where(mask, per_token, 0.0) * weights).sum()
-
-
-def policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    *,
-    clip_ratio_low: float,
-    clip_ratio_high: float,
-    clip_ratio_c: float | None = None,
-    entropy: Tensor | None = None,
-) -> tuple[Tensor, PolicyStats]:
-    """PPO's clipped surrogate, this part's share of the global loss (scalar), and sums for metrics.
-
-    Per token max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(logprobs - old_logprobs): Schulman
-    et al. 2017 (arXiv:1707.06347), eq. 7; where A < 0 at most -A * clip_ratio_c: dual clip, Ye et
-    al. 2020 (arXiv:1912.09729), eq. 5. All tensors [B, R]; weights from `token_weights`; entropy
-    is only counted. ConfigError for clip ratios outside their range.
-    """
-    _check_clip(clip_ratio_low, clip_ratio_high, clip_ratio_c)
-    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
-    advantages = torch.where(mask, advantages, 0.0)
-    ratio = safe_exp(log_ratio)
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
-    per_token = torch.maximum(plain, clipped)
-    is_dual = torch.zeros_like(mask)
-    if clip_ratio_c is not None:
-        ceiling = -advantages * clip_ratio_c
-        is_dual = (advantages < 0) & (per_token > ceiling)
-        per_token = torch.where(is_dual, ceiling, per_token)
-    loss = weighted_sum(per_token, mask, weights)
-
-    with torch.no_grad():
-
-        def total(x: Tensor) -> Tensor:
-            return masked_sum(x.double(), mask)
-
-        stats = PolicyStats(
-            tokens=total(mask),
-            clipped=total(clipped > plain),
-            dual_clipped=total(is_dual),
-            ratio=total(ratio),
-            kl=total(-log_ratio),
-            kl_k3=total(ratio - 1 - log_ratio),
-            entropy=total(torch.zeros_like(ratio) if entropy is None else entropy),
-        )
-    return loss, stats
+    """Scalar: sum of per_token * weights inside the mask; also for entropy and KL terms."""
+    return (torch.where(mask, per_token, 0.0) * torch.where(mask, weights, 0.0)).sum()
 
 
 def value_loss(
@@ -128,12 +77,12 @@ def value_loss(
     """
     if value_clip is not None and value_clip <= 0:
         raise ConfigError(f"critic.value_clip is {value_clip}: give a positive number, or null")
-    values = torch.where(mask, values, 0.0)
-    returns = torch.where(mask, returns, 0.0)
+    values = torch.where(mask, at_least_fp32(values), 0.0)
+    returns = torch.where(mask, at_least_fp32(returns), 0.0)
     plain = (values - returns).square()
     per_token, is_clipped = plain, torch.zeros_like(mask)
     if value_clip is not None:
-        old_values = torch.where(mask, old_values, 0.0)
+        old_values = torch.where(mask, at_least_fp32(old_values), 0.0)
         near = old_values + (values - old_values).clamp(-value_clip, value_clip)
         clipped = (near - returns).square()
         per_token, is_clipped = torch.maximum(plain, clipped), clipped > plain
@@ -151,15 +100,3 @@ def value_loss(
             error_squared=(r - v).square().sum(),
         )
     return loss, stats
-
-
-def _check_clip(low: float, high: float, dual: float | None) -> None:
-    if not 0 <= low < 1:
-        raise ConfigError(f"algorithm.clip_ratio_low is {low}: the ratio is kept >= 1 - low > 0")
-    if high < 0:
-        raise ConfigError(f"algorithm.clip_ratio_high is {high}: it cannot be negative")
-    if dual is not None and dual <= 1:
-        raise ConfigError(
-            f"algorithm.clip_ratio_c is {dual}: dual clipping cuts ratios above it, so it must be "
-            "greater than 1 (usually 3), or null"
-        )

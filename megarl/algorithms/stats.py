@@ -36,26 +36,37 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStats(Sums):
-    """Sums over response tokens of one policy loss."""
+    """Sums over response tokens of one policy loss, of whatever kind."""
 
     tokens: Tensor
     """Response tokens: the denominator of all others."""
     clipped: Tensor
-    """Tokens whose clipped objective was the larger loss."""
+    """Tokens whose ratio the clip changed, to a larger loss where that is the kind's rule."""
     dual_clipped: Tensor
     """Tokens with a negative advantage whose loss was cut at clip_ratio_c."""
     ratio: Tensor
+    """new / old probability of the token, in all kinds."""
     kl: Tensor
     """k1, old - new: signed, the usual ppo_kl."""
     kl_k3: Tensor
     """k3: never negative, smaller variance."""
     entropy: Tensor
-    """0 where no entropy was given."""
+    """nats; where none was given, its estimate by the log-probs (`entropy.sampled_entropy`)."""
+    selected: Tensor
+    """Tokens that clip_cov or kl_cov treat apart; 0 in other kinds."""
 
     def metrics(self) -> dict[str, float]:
         """Token means under the usual names."""
         mean = (self.to_vector() / self.tokens.clamp(min=1)).tolist()
-        names = ("pg_clipfrac", "pg_clipfrac_lower", "ratio_mean", "ppo_kl", "ppo_kl_k3", "entropy")
+        names = (
+            "pg_clipfrac",
+            "pg_clipfrac_lower",
+            "ratio_mean",
+            "ppo_kl",
+            "ppo_kl_k3",
+            "entropy",
+            "pg_selected",
+        )
         return {f"actor/{name}": value for name, value in zip(names, mean[1:], strict=True)}
 
 
@@ -86,4 +97,41 @@ class ValueStats(Sums):
             "critic/vf_mse": error_squared,
             # Of constant returns there is nothing to explain.
             "critic/vf_explained_var": 1 - residual / variance if variance > 1e-12 else 0.0,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionStats(Sums):
+    """Sums over response tokens of off-policy corrections.
+
+    Without any correction they still tell whether one is needed.
+    """
+
+    tokens: Tensor
+    ratio: Tensor
+    """trainer / rollout probability of the token, or of its response where rollout_is is sequence;
+    before truncation."""
+    ratio_squared: Tensor
+    weight: Tensor
+    """As applied: truncated, 0 where masked or rejected."""
+    truncated: Tensor
+    """Tokens whose weight was cut to a threshold."""
+    masked: Tensor
+    """Tokens that count for nothing: a weight of 0, or rejected."""
+    gen_kl_error: Tensor
+    """k3 of KL(rollout || trainer) by the rollout's own samples; never negative."""
+
+    def metrics(self, max_ratio: Tensor | float) -> dict[str, float]:
+        """Token means, the effective share of the sample, and the largest ratio of all parts."""
+        mean = (self.to_vector() / self.tokens.clamp(min=1)).tolist()
+        _, ratio, squared, weight, truncated, masked, kl = mean
+        return {
+            "gen_kl_error": kl,
+            # (sum r)^2 / (n sum r^2): 1 where all ratios are equal, 1 / n where one counts alone.
+            "rollout_corr/eff_sample_size": ratio**2 / squared if squared > 0 else 1.0,
+            "rollout_corr/ratio_mean": ratio,
+            "rollout_corr/ratio_max": float(max_ratio),
+            "rollout_corr/weight_mean": weight,
+            "rollout_corr/truncated_fraction": truncated,
+            "rollout_corr/masked_fraction": masked,
         }

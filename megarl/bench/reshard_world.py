@@ -7,13 +7,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megarl import native
 from megarl.bench.count import counted
+from megarl.bench.peak import peak, reset_peak
 from megarl.bench.reshard_parts import Way, World, config_json
 from megarl.config.schema import Config
 from megarl.layout import ReplicaLayout, model_shape_from_hf
@@ -108,28 +108,12 @@ def _gather(
 def _timed(universe: Universe, work: Callable[[], object]) -> tuple[float, int]:
     """Seconds of the slowest rank, and bytes by which memory grew at its peak here."""
     universe.barrier()
-    before = _reset_peak()
+    before = reset_peak()
     started = time.perf_counter()
     work()
     taken = time.perf_counter() - started
-    grown = _peak() - before
+    grown = peak() - before
     return max(universe.all_gather(taken)), max(grown, 0)
-
-
-def _reset_peak() -> int:
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) << 10
-    raise RuntimeError(f"/proc/self/status has no {key}")
 
 
 def _plan(

@@ -18,21 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megarl.checkpoint.fingerprint import fingerprint, model_facts
 from megarl.config.schema import Config
-from megarl.errors import DataError
-from megarl.runtime.aside import sync as sync_folder
+from megarl.errors import ConfigError, DataError
+from megarl.runtime import aside
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "state.json"
 ASIDE = ".partial"
+ROLES = ("actor", "critic", "reference", "reward")
 UNREADABLE = ".unreadable"
 _NAME = re.compile(r"iter_(\d{7})")
 
 
 def saves(config: Config) -> bool:
     """Whether a run with these settings keeps checkpoints."""
-    return config.checkpoint.save_interval > 0
+    return config.checkpoint.save_interval > 0 or config.checkpoint.best_metric is not None
 
 
 def goes_on(config: Config) -> bool:
@@ -41,17 +43,42 @@ def goes_on(config: Config) -> bool:
 
 
 def check_readable(config: Config) -> None:
-    """DataError where no checkpoint that the run may go on from is whole, by names and sizes."""
+    """Whether the run can go on from what is in its folder.
+
+    DataError where no checkpoint that it may go on from is whole, by names and sizes; ConfigError
+    where it is of a later step than the run's last, or of other data.
+    """
     folder, mode = _folder(config), config.checkpoint.resume_mode
     problems = []
     for step in folder.candidates(mode):
         try:
-            folder.state(step)
+            _check_fits(config, folder.path(step), folder.state(step))
             return
         except DataError as error:
             problems.append(folder.with_cure(error, step, mode))
     if problems:
         raise DataError("; ".join(problems))
+
+
+def _check_fits(config: Config, path: Path, state: dict[str, Any]) -> None:
+    if state["step"] > config.run.steps:
+        raise ConfigError(
+            f"{path} is of step {state['step']}, and run.steps is {config.run.steps}: ask for as "
+            "many at least, or set checkpoint.resume_mode=never to start anew"
+        )
+    saved, now = state.get("inputs", {}), input_facts(config)
+    different = [
+        f"{key}: {name} was {was} and is {now[key].get(name, 'not there')}"
+        for key, facts in saved.items()
+        for name, was in sorted(facts.items())
+        if now.get(key) and now[key].get(name) != was
+    ]
+    if different:
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise ConfigError(
+            f"{path} was made from other files: {'; '.join(different[:3])}{more}; give the same, "
+            "or set checkpoint.resume_mode=never to start anew"
+        )
 
 
 def _folder(config: Config) -> CheckpointFolder:
@@ -159,20 +186,18 @@ class CheckpointFolder:
         for part in parts:
             (self.aside(step) / part).mkdir(parents=True)
 
-    def finish(self, step: int, keep_last: int, keep_every: int) -> None:
+    def finish(self, step: int, keep_last: int, keep_every: int, best: int | None = None) -> None:
         """Give the whole checkpoint its name, then name it the newest, then remove old ones.
 
-        keep_last: how many stay (0: all); keep_every: multiples of it stay for ever (0: none).
+        keep_last: how many stay (0: all); keep_every: multiples of it stay for ever (0: none);
+        best: the step that stays as the best.
         """
-        path = self.path(step)
-        if path.exists():  # of an attempt that was resumed from before it
-            shutil.rmtree(path)
-        os.replace(self.aside(step), path)
-        sync_folder(self.root)
+        # There may be one already, of a run that went on from before it.
+        aside.take_place(self.aside(step), self.path(step))
         self._name(step)
         up_to_it = [each for each in self.steps() if each <= step]
         for each in up_to_it[:-keep_last] if keep_last else []:
-            if not (keep_every and each % keep_every == 0):
+            if each != best and not (keep_every and each % keep_every == 0):
                 shutil.rmtree(self.path(each))
 
     def leave_out(self, left: Sequence[int], step: int) -> None:
@@ -187,9 +212,9 @@ class CheckpointFolder:
 
     def _name(self, step: int) -> None:
         named = self.root / (LATEST + ASIDE)
-        write_synced(named, f"{step}\n")
+        write_synced(named, f"{step}\n".encode())
         os.replace(named, self.root / LATEST)
-        sync_folder(self.root)
+        aside.sync(self.root)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -198,9 +223,19 @@ def file_sizes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in found}
 
 
-def write_synced(path: Path, text: str) -> None:
+def input_facts(config: Config) -> dict[str, dict[str, str]]:
+    """Setting -> what is known of the files that it names; nothing of those not on this machine."""
+    data = config.data.train_path
+    paths = {f"{role}.model.path": getattr(config, role).model.path for role in ROLES}
+    facts = {key: model_facts(path) for key, path in paths.items() if path}
+    if data and Path(data).is_file():
+        facts["data.train_path"] = {"the file": fingerprint(data)}
+    return facts
+
+
+def write_synced(path: Path, content: bytes) -> None:
     """Write a file that survives a power cut once this returns."""
-    with path.open("w") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from megarl.config.schema import Config
 from megarl.layout import vllm_placement
-from megarl.layout.memory import RankMemory, TrainedWith, rank_memory
+from megarl.layout.memory import BUCKET_ELEMENTS, RankMemory, TrainedWith, rank_memory
 from megarl.mesh.layout import megatron_slice
 from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.reshard.assignment import assign_shards
@@ -19,11 +21,28 @@ TRAINED = ("actor", "critic")
 
 @dataclass(frozen=True, slots=True)
 class RoleMemory:
-    """The rank of a role that has most of it."""
+    """The most that a rank of a role has of each kind."""
 
     most: RankMemory
-    offloads: bool
-    """Whether gradients and optimizer leave the GPU while rollouts are made."""
+    away: int = 0
+    """Bytes that leave the GPU but for an update of this role."""
+    away_but_saved: int = 0
+    """Those of them that a checkpoint brings back: the optimizer's."""
+
+    @property
+    def stay(self) -> int:
+        """Bytes that are there at all times."""
+        return self.most.resident - self.away
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One of the moments that decide whether a rank's memory is enough."""
+
+    name: str
+    size: int
+    """Bytes, without vLLM's where it is there."""
+    beside_vllm: bool
 
 
 def role_memory(config: Config, name: str, role: RolePlan, command: str) -> RoleMemory:
@@ -43,15 +62,21 @@ def role_memory(config: Config, name: str, role: RolePlan, command: str) -> Role
         recompute=section.model.recompute_granularity,
         tokens=micro_batch_tokens(config, command),
         experts_per_token=int(role.hf.get("num_experts_per_tok") or 0),
+        bucket_elements=(
+            max(BUCKET_ELEMENTS, 1_000_000 * layout.dp)
+            if optimizer is not None and optimizer.overlap_grad_reduce
+            else None
+        ),
+        gathers=dealt,
     )
     first = megatron_slice(layout, 0)
     stages = [replace(first, pp_rank=stage) for stage in range(layout.pp)]
-    most = max(
-        (rank_memory(role.shape, at, how) for at in stages),
-        key=lambda one: one.resident + one.activations,
-    )
-    away = optimizer is not None and optimizer.optimizer_offload and optimizer.grad_offload
-    return RoleMemory(most, away)
+    found = [rank_memory(role.shape, at, how) for at in stages]
+    most = max(found, key=lambda one: one.resident + one.activations)
+    most = replace(most, gathered=max(one.gathered for one in found))
+    gradients = most.gradients if optimizer is not None and optimizer.grad_offload else 0
+    states = most.optimizer if optimizer is not None and optimizer.optimizer_offload else 0
+    return RoleMemory(most, gradients + states, states)
 
 
 def micro_batch_tokens(config: Config, command: str) -> int:
@@ -73,13 +98,12 @@ def rollout_bytes(config: Config, plan: RunPlan) -> int:
 
 
 def describe_memory(config: Config, plan: RunPlan, command: str) -> list[str]:
-    """A line per role, then the two moments that decide whether a rank's memory is enough."""
+    """A line per role, then for each pool the moments that decide whether its GPUs are enough."""
     found = {name: role_memory(config, name, role, command) for name, role in plan.roles.items()}
-    heads = ["GB of a rank, at most", "weights", "gradients", "optimizer", "activations"]
-    rows = [heads]
+    kinds = ("weights", "gradients", "optimizer", "activations", "gathered")
+    rows = [["GB of a rank, at most", *kinds]]
     for name, role in found.items():
-        most = role.most
-        sizes = (most.weights, most.gradients, most.optimizer, most.activations)
+        sizes = (getattr(role.most, kind) for kind in kinds)
         rows.append([f"  {name}", *(f"{size / GB:.2f}" for size in sizes)])
     rollout = rollout_bytes(config, plan) if command in ("train", "eval") else 0
     if rollout:
@@ -88,7 +112,13 @@ def describe_memory(config: Config, plan: RunPlan, command: str) -> list[str]:
         "  ".join(cell.rjust(11) if column else cell.ljust(22) for column, cell in enumerate(row))
         for row in rows
     ]
-    return [*[line.rstrip() for line in lines], *_moments(config, plan, found, rollout)]
+    lines = [line.rstrip() for line in lines]
+    for pool in plan.pools:
+        here = {name: found[name] for name, role in plan.roles.items() if role.ranks == pool}
+        generates = rollout > 0 and plan.rollout_ranks == pool
+        found_here = moments(config, here, rollout if generates else 0, command)
+        lines += _describe(config, pool, found_here, rollout if generates else 0)
+    return lines
 
 
 def describe_traffic(config: Config, plan: RunPlan, ranks_per_node: int) -> list[str]:
@@ -114,22 +144,48 @@ def describe_traffic(config: Config, plan: RunPlan, ranks_per_node: int) -> list
     ]
 
 
-def _moments(
-    config: Config, plan: RunPlan, found: dict[str, RoleMemory], rollout: int
+def moments(
+    config: Config, roles: Mapping[str, RoleMemory], rollout: int, command: str
+) -> list[Moment]:
+    """Those of one pool; roles: what is on it; rollout: bytes of vLLM's weights there, or 0.
+
+    Critic and actor are updated and saved one after the other. An evaluation's answers are scored
+    beside the engine.
+    """
+    engine = config.rollout
+    on_gpu = rollout > 0 and engine.engine == "vllm"
+    fixed = rollout if rollout and not on_gpu else 0
+    stay = sum(role.stay for role in roles.values()) + fixed
+    update = max((role.away + role.most.activations for role in roles.values()), default=0)
+    found = []
+    if command != "eval" and roles:
+        found.append(Moment("an update", stay + update, on_gpu and not engine.enable_sleep_mode))
+    if rollout:
+        scores = roles["reward"].most.activations if "reward" in roles else 0
+        found.append(Moment("a rollout", stay + scores, on_gpu))
+    trained = [role for role in roles.values() if role.most.gradients]
+    if trained and command != "eval":
+        saved = max(role.away_but_saved + role.most.gathered for role in trained)
+        found.append(Moment("a checkpoint", stay + saved, on_gpu))
+    return found
+
+
+def gpu_bytes(found: Sequence[Moment], share: float, rollout: int) -> float:
+    """The least memory of a GPU that has room for all moments, and for vLLM's weights."""
+    least = rollout / share
+    for moment in found:
+        rest = 1 - share if moment.beside_vllm else 1.0
+        least = max(least, moment.size / rest if rest > 0 else math.inf)
+    return least
+
+
+def _describe(
+    config: Config, pool: Sequence[int], found: Sequence[Moment], rollout: int
 ) -> list[str]:
-    """Each pool while it updates, and while it makes rollouts."""
-    lines = []
-    for pool in plan.pools:
-        here = {name: found[name] for name, role in plan.roles.items() if role.ranks == pool}
-        weights = sum(role.most.weights for role in here.values())
-        states = {n: role.most.gradients + role.most.optimizer for n, role in here.items()}
-        generates = rollout and plan.rollout_ranks == pool
-        asleep = bool(generates) and config.rollout.enable_sleep_mode
-        update = weights + sum(states.values()) + (0 if asleep or not generates else rollout)
-        update += max((role.most.activations for role in here.values()), default=0)
-        text = f"  ranks {pool[0]}-{pool[-1]}: {update / GB:.1f} GB in an update"
-        if generates:
-            stay = sum(size for name, size in states.items() if not here[name].offloads)
-            text += f", {(weights + stay + rollout) / GB:.1f} GB and vLLM's cache in a rollout"
-        lines.append(text)
-    return lines
+    sizes = ", ".join(f"{one.size / GB:.1f} GB in {one.name}" for one in found)
+    lines = [f"  ranks {pool[0]}-{pool[-1]}: {sizes}"]
+    share = config.rollout.gpu_memory_utilization
+    beside = [one.name for one in found if one.beside_vllm]
+    vllm = f"vLLM's {share:g} of the GPU comes to {' and '.join(beside)}: " if beside else ""
+    least = gpu_bytes(found, share, rollout if beside else 0)
+    return [*lines, f"    {vllm}{least / GB:.1f} GB of a GPU at least"]

@@ -5,22 +5,25 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from megarl.checkpoint.folder import check_readable, goes_on, saves
+from megarl.checkpoint.earlier import RESOLVED, check_folder
+from megarl.checkpoint.folder import goes_on, saves
 from megarl.cli.output import complain, tell
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
-from megarl.config.resume import check_same_run
 from megarl.config.save import save_resolved
 from megarl.config.schema import Config
 from megarl.errors import ConfigError, MegaRLError
 from megarl.observe.records import set_aside
+from megarl.runtime.aside import sole_use
 
 MODULE = "megarl.cli.main"
 """What the ranks of a local start run."""
-RESOLVED = "config.yaml"
-"""Settings of the run with their origins, in the run folder."""
+LOST_LOCK_S = 150.0
+"""Seconds for which a file server may hold the lock of a node that was lost."""
 
 ENTRIES = {
     "train": ("megarl.train.main", "run_training"),
@@ -79,7 +82,7 @@ def _run(
     arguments: Sequence[str],
 ) -> int:
     from megarl.runtime import spawn
-    from megarl.runtime.environment import this_launch
+    from megarl.runtime.environment import slurm_step, this_launch
     from megarl.runtime.requeue import hold_signals
     from megarl.validate import validate
 
@@ -92,48 +95,49 @@ def _run(
         if first:
             sys.stdout.write(text)
         return 0
-    plan = validate(config, world_size, command, files=not checked)  # type: ignore[arg-type]
-    if first and not checked:
-        _save(loaded, continues=command != "eval" and goes_on(config))
-    if command != "eval":
-        hold_signals()
-    if alone and world_size > 1:
-        tell(f"starting {world_size} ranks on this machine")
-        return spawn.spawn(arguments, world_size, complain, module=MODULE, saves=saves(config))
-    if checked:
-        spawn.die_with_parent()
-    else:
-        spawn.limit_threads(launch)
-    return _entry(command, config, plan)
+    purpose: Any = command
+    plan = validate(config, world_size, purpose, files=not checked, machine=not checked)
+    # After a node was lost its lock may be held for a while.
+    wait_s = LOST_LOCK_S if slurm_step() is not None else 0.0
+    held = sole_use(Path(config.run.dir), "run.dir", wait_s)
+    with held if first and not checked else nullcontext():
+        if first and not checked:
+            _save(command, loaded, [role.path for role in plan.roles.values()])
+        if command != "eval":
+            hold_signals()
+        if alone and world_size > 1:
+            tell(f"starting {world_size} ranks on this machine")
+            return spawn.spawn(arguments, world_size, complain, module=MODULE, saves=saves(config))
+        if checked:
+            spawn.die_with_parent()
+        else:
+            spawn.limit_threads(launch)
+        return _entry(command, config, plan)
 
 
 def _dry_run(config: Config, world_size: int, command: str, ranks_per_node: int) -> str:
-    """What the run would be; where the actor's weights are elsewhere, so are data and engines."""
+    """What the run would be, on this machine or on others, and what could not be checked here."""
     from megarl.cli.memory import describe_memory, describe_traffic
     from megarl.cli.meshes import describe_plan
-    from megarl.validate import validate
+    from megarl.validate import validate_elsewhere
 
-    plan = validate(config, world_size, command, files=False)  # type: ignore[arg-type]
-    actor = Path(plan.actor.path)
-    here = config.actor.model.fresh or any(actor.glob("*.safetensors*"))
-    if here:
-        validate(config, world_size, command)  # type: ignore[arg-type]
+    plan, left = validate_elsewhere(config, world_size, command)  # type: ignore[arg-type]
+    check_folder(command, config)
     lines = describe_memory(config, plan, command)
     if command == "train":
         lines += describe_traffic(config, plan, ranks_per_node)
-    if not here:
-        lines.append(f"not checked here: weights, tokenizer, data, engine ({actor} has no weights)")
+    lines.append(f"not checked here: {', '.join(left)}")
     return describe_plan(config, plan, ranks_per_node, command, lines)
 
 
-def _save(loaded: LoadedConfig, *, continues: bool) -> None:
-    folder = Path(loaded.config.run.dir)
-    if continues:
-        check_same_run(folder / RESOLVED, loaded.config)
-        check_readable(loaded.config)
+def _save(command: str, loaded: LoadedConfig, inputs: Sequence[str]) -> None:
+    """Keep the settings in the run folder, and set an earlier run's records aside."""
+    config, folder = loaded.config, Path(loaded.config.run.dir)
+    check_folder(command, config)
     try:
-        aside = None if continues else set_aside(folder)
-        save_resolved(loaded.config, loaded.origins, folder / RESOLVED)
+        continues = command != "eval" and goes_on(config)
+        aside = None if continues else set_aside(folder, inputs)
+        save_resolved(config, loaded.origins, folder / RESOLVED, command)
     except OSError as error:
         raise ConfigError(
             f"run.dir {folder} cannot be written: {error.strerror or error}: give another folder"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from megarl.config.keys import flatten
+from megarl.config.save import saved_command
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 
@@ -17,10 +18,11 @@ FREE = (
     "run.steps", "run.eval_interval", "run.timeout_s", "run.stall_timeout_s", "run.export",
     "run.world_size", "run.dir", "resources", "checkpoint", "observe", "weight_sync",
     "actor.mesh", "critic.mesh", "reference.mesh", "reward.mesh",
-    "actor.optimizer.use_distributed_optimizer", "actor.optimizer.optimizer_offload",
-    "actor.optimizer.grad_offload", "actor.optimizer.overlap_grad_reduce",
-    "critic.optimizer.use_distributed_optimizer", "critic.optimizer.optimizer_offload",
-    "critic.optimizer.grad_offload", "critic.optimizer.overlap_grad_reduce",
+    "actor.optimizer.optimizer_offload", "critic.optimizer.optimizer_offload",
+    "actor.optimizer.grad_offload", "critic.optimizer.grad_offload",
+    "actor.optimizer.overlap_grad_reduce", "critic.optimizer.overlap_grad_reduce",
+    "actor.model.recompute_granularity", "critic.model.recompute_granularity",
+    "reference.model.recompute_granularity", "reward.model.recompute_granularity",
     "rollout.tensor_parallel_size", "rollout.pipeline_parallel_size",
     "rollout.enable_expert_parallel", "rollout.kv_cache_megabytes",
     "rollout.gpu_memory_utilization", "rollout.enforce_eager", "rollout.enable_sleep_mode",
@@ -30,23 +32,32 @@ FREE = (
 not free where a learning rate decays over the whole run."""
 
 
-def check_same_run(saved: Path, config: Config) -> None:
+def check_same_run(saved: Path, config: Config, command: str) -> None:
     """ConfigError, with the first differences, where `saved` holds the settings of another run.
 
-    saved: the resolved settings in the run folder. Raises ConfigError too where it cannot be read.
+    saved: the resolved settings in the run folder; a setting that it does not know had what is the
+    default now. Raises ConfigError too where it cannot be read, or another command ran there.
     """
     try:
-        before = flatten(yaml.safe_load(saved.read_text()))
+        text = saved.read_text()
+        before = flatten(yaml.safe_load(text) or {})
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{saved} cannot be read ({error}), so that the run there cannot go on: take another "
             "run.dir, or set checkpoint.resume_mode=never"
         ) from None
+    ran = saved_command(text)
+    if ran not in ("", command):
+        raise ConfigError(
+            f"{saved.parent} holds a run of `megarl {ran}`, and this is `megarl {command}`: take "
+            "another run.dir, or set checkpoint.resume_mode=never to start anew"
+        )
     now = flatten(dataclasses.asdict(config))
+    before = flatten(dataclasses.asdict(Config())) | before
     different = [
         f"{key} was {_shown(before, key)} and is {_shown(now, key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key)
+        for key in sorted(now)
+        if before.get(key) != now[key] and not _is_free(key)
     ]
     different += _decays_over_the_run(before, now)
     if different:

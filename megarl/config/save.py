@@ -13,15 +13,31 @@ import yaml
 from megarl.config.load import DEFAULT
 from megarl.config.schema import Config
 
+COMMAND = "# megarl "
 
-def save_resolved(config: Config, origins: Mapping[str, str], path: str | Path) -> None:
-    """Write YAML that loads to the same config, one key a line; nothing half-written stays."""
+
+def save_resolved(
+    config: Config, origins: Mapping[str, str], path: str | Path, command: str
+) -> None:
+    """Write YAML that loads to the same config, one key a line; nothing half-written stays.
+
+    command: what runs with these settings, said in the first line.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     text = "\n".join(_lines(dataclasses.asdict(config), origins, "", 0)) + "\n"
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(f"{COMMAND}{command}\n{text}")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def saved_command(text: str) -> str:
+    """The command of settings that `save_resolved` wrote; "" of others."""
+    first = text.partition("\n")[0]
+    return first.removeprefix(COMMAND) if first.startswith(COMMAND) else ""
 
 
 def _lines(

@@ -195,7 +195,8 @@ class DataConfig:
     source_column: str = "source"
     """Column with the data source's name."""
     max_prompt_length: int = 512
-    """Tokens; longer prompts are dropped and counted."""
+    """Tokens; longer prompts are dropped and counted. In `megarl sft` and `megarl reward` a whole
+    example may have max_prompt_length + max_response_length."""
     max_response_length: int = 512
     """Tokens generated at most."""
     rollout_batch_size: int = 64
@@ -225,7 +226,9 @@ class AlgorithmConfig:
     """Advantages, losses and the optimizer's batches."""
 
     adv_estimator: str = "gae"
-    """gae (PPO, with a critic), grpo, grpo_no_std, rloo."""
+    """gae (PPO, with a critic), grpo, grpo_no_std, grpo_passk, grpo_process, rloo, opo, gpg,
+    reinforce_plus_plus, reinforce_plus_plus_baseline; path/to/file.py:function, or an entry point
+    of group megarl.adv_estimators."""
     gamma: float = 1.0
     """Discount per token."""
     lam: float = 1.0
@@ -241,7 +244,15 @@ class AlgorithmConfig:
     kl_loss_coef: float = 0.001
     """Its weight."""
     kl_loss_type: str = "k3"
-    """k1, k2, k3 or abs (kl, mse, low_var_kl)."""
+    """k1, k2, k3 or abs (kl, mse, low_var_kl); with a + behind it (k3+) its value, and the gradient
+    of k2, the only one that is the KL's own in expectation."""
+    policy_loss: str = "ppo"
+    """ppo, gspo, geo_mean, cispo, sapo or reinforce; path/to/file.py:function, or an entry point of
+    group megarl.policy_losses."""
+    tau_pos: float = 1.0
+    """sapo: how fast its gate closes where the advantage is positive."""
+    tau_neg: float = 1.05
+    """sapo: how fast it closes where the advantage is not."""
     clip_ratio: float = 0.2
     """Half-width of the policy clip."""
     clip_ratio_low: float | None = None
@@ -268,7 +279,7 @@ class AlgorithmConfig:
     """Padded tokens of one micro-batch, where use_dynamic_batch_size is set."""
     sequence_packing: bool = False
     """Lay short samples of a micro-batch behind each other in one row: less padding. Attention
-    stays inside each sample."""
+    stays inside each sample. Not yet where layers are TransformerEngine's."""
     critic_warmup: int = 0
     """Steps in which only the critic is trained."""
 
@@ -294,8 +305,9 @@ class RewardConfig:
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a response that was cut off before it ended by itself."""
     success_reward: float = 1.0
-    """The function's reward (without a function: the reward) from which an answer that ended by
-    itself counts as right in evaluation."""
+    """The function's reward from which an answer that ended by itself counts as right in
+    evaluation. Without a function there is no accuracy: a reward model's scores have no such
+    number."""
 
 
 @dataclass
@@ -328,6 +340,12 @@ class CheckpointConfig:
     """How many stay; 0 is all."""
     keep_every: int = 0
     """Checkpoints of steps that are multiples of this stay for ever; 0: none."""
+    best_metric: str | None = None
+    """Metric of evaluations, such as eval/accuracy: a step with a new best one is saved, and stays
+    until there is a better; None: none does."""
+    higher_is_better: bool | None = None
+    """Whether the highest best_metric is the best; None: the lowest of a loss, the highest of
+    anything else."""
     async_save: bool = False
     """Write while training goes on, from a copy of each rank's part in host memory."""
     resume_mode: str = "auto"

@@ -15,6 +15,28 @@ from megarl.models.rope import rope_parameters
 CHECKPOINT_VERSION = 3.0
 
 
+MEGATRON_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""What Megatron-LM's `--use-rope-scaling` takes for given."""
+
+
+def other_rope(hf: Mapping[str, Any]) -> str | None:
+    """What to say of a model whose scaled rope Megatron-LM would compute otherwise; else None."""
+    rope = rope_parameters(hf)
+    if rope["rope_type"] != "llama3":
+        return None
+    found = {name: rope.get(name, value) for name, value in MEGATRON_ROPE.items()}
+    if found == MEGATRON_ROPE:
+        return None
+    return (
+        f"the model's rope scaling has {found}, and Megatron-LM's --use-rope-scaling always has "
+        f"{MEGATRON_ROPE}: MegaRL reads the model's own from config.json, Megatron-LM cannot"
+    )
+
+
 def common_state(hf: Mapping[str, Any], shape: ModelShape, dtype: torch.dtype) -> dict[str, Any]:
     """What common.pt holds: `args`, no iteration yet, and nothing to resume an optimizer from."""
     return {

@@ -11,9 +11,6 @@ from pathlib import Path
 from megarl.errors import ConfigError
 from megarl.runtime.aside import FULL, check_writable, disk_full, sync, sync_tree, work_folder
 
-NOT_COPIED = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
-"""Ends of names that are weights, or about files of weights."""
-
 
 @contextmanager
 def written_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
@@ -78,14 +75,3 @@ class PlainFile:
     def close(self) -> None:
         """End the file."""
         os.close(self._handle)
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights: config, tokenizer, generation config, chat template."""
-    target.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith(NOT_COPIED):
-            shutil.copyfile(file, target / file.name)
-    templates = source / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, target / templates.name)

@@ -74,32 +74,50 @@ def main(direction: str, arguments: Sequence[str], prog: str | None = None) -> i
         raise ConfigError(f"--workers is {parsed.workers}: give 1 or more")
     import torch
 
-    from megarl.convert.hf_to_megatron import RELEASE, hf_to_megatron
+    from megarl.convert.arguments import other_rope
+    from megarl.convert.digests import has_digests
+    from megarl.convert.hf_to_megatron import hf_to_megatron
     from megarl.convert.megatron_to_hf import checkpoint_folder, megatron_to_hf
+    from megarl.validate.models import read_hf_config
 
     source, target = parsed.source.expanduser(), parsed.target.expanduser()
     dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
+    said: list[str] = []
+
+    def compare(folder: Path, checkpoint: Path) -> None:
+        said.append(_compare_logits(folder, checkpoint, parsed.dtype or "float32"))
+
+    verify = compare if parsed.verify else None
     if direction == "hf-to-megatron":
-        hf_to_megatron(source, target, dtype=dtype, workers=parsed.workers)
-        folder, checkpoint = source, target / RELEASE
+        if warning := other_rope(read_hf_config(source, "source")):
+            sys.stderr.write(f"megarl: {warning}\n")
+        hf_to_megatron(source, target, dtype=dtype, workers=parsed.workers, verify=verify)
     else:
         if parsed.max_shard_gb <= 0:
             raise ConfigError(f"--max-shard-gb is {parsed.max_shard_gb}: give more than 0")
         megatron_to_hf(
             source,
             target,
-            hf=parsed.hf,
+            hf=parsed.hf and parsed.hf.expanduser(),
             dtype=dtype,
             workers=parsed.workers,
             max_shard_bytes=int(parsed.max_shard_gb * 1e9),
+            verify=verify,
         )
-        folder, checkpoint = target, checkpoint_folder(source)
-    sys.stdout.write(f"{target}: written, every tensor's digest is right\n")
-    sys.stdout.flush()
-    return _verify(folder, checkpoint, parsed.dtype or "float32") if parsed.verify else 0
+    known = direction == "hf-to-megatron" or (
+        dtype is None and has_digests(checkpoint_folder(source))
+    )
+    proof = (
+        "every tensor's digest is right" if known
+        else "every tensor is as it was read (the checkpoint has no digests to compare with)"
+    )  # fmt: skip
+    sys.stdout.write(f"{target}: written, {proof}\n")
+    sys.stdout.writelines(f"{line}\n" for line in said)
+    return 0
 
 
-def _verify(folder: Path, checkpoint: Path, dtype: str) -> int:
+def _compare_logits(folder: Path, checkpoint: Path, dtype: str) -> str:
+    """What the comparison found; VerificationError where the two are not the same model."""
     import torch
 
     from megarl.mesh.universe import Pool, Universe
@@ -122,5 +140,4 @@ def _verify(folder: Path, checkpoint: Path, dtype: str) -> int:
     text = f"largest difference of {what}: {found.largest:.3g} (the largest is {found.scale:.3g})"
     if not found.acceptable:
         raise VerificationError(f"{checkpoint}: {text}: the two are not the same model")
-    sys.stdout.write(f"{text}\n")
-    return 0
+    return text

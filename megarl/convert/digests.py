@@ -53,6 +53,11 @@ def write_digests(folder: Path, dtype: torch.dtype, found: Mapping[str, str]) ->
     (folder / FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 
+def has_digests(folder: Path) -> bool:
+    """Whether a conversion kept digests beside the checkpoint's tensors."""
+    return (folder / FILE).exists()
+
+
 def read_digests(folder: Path, dtype: torch.dtype) -> dict[str, str]:
     """What was kept, where it is of this type; {} where there is nothing to compare with."""
     file = folder / FILE

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from megarl.convert.arguments import common_state
-from megarl.convert.aside import copy_companions, written_aside
+from megarl.convert.aside import written_aside
 from megarl.convert.chunk_job import ChunkJob, Written, write_chunks
 from megarl.convert.digests import Seen, tensor_digest, write_digests
 from megarl.convert.hf_rows import HfRows
@@ -19,6 +20,7 @@ from megarl.errors import DataError
 from megarl.layout import ModelShape, hf_tensors
 from megarl.validate.files import not_read
 from megarl.validate.models import read_model
+from megarl.weights.folder import copy_companions
 from megarl.weights.source import SafetensorsFolder
 
 RELEASE = "release"
@@ -26,17 +28,25 @@ RELEASE = "release"
 TRACKER = "latest_checkpointed_iteration.txt"
 COMPANIONS = "hf"
 """Folder beside the weights with config.json, tokenizer and the like."""
+Verify = Callable[[Path, Path], None]
+"""Raises where a Hugging Face folder and a checkpoint's folder are not the same model."""
 SPARE_BYTES = 64 << 20
 """Room on the disk for tables and companions."""
 
 
 def hf_to_megatron(
-    source: Path, target: Path, *, dtype: torch.dtype | None = None, workers: int = 1
+    source: Path,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    workers: int = 1,
+    verify: Verify | None = None,
 ) -> None:
     """Write `target`/release (torch_dist) and `target`/hf from a Hugging Face folder.
 
     dtype: None keeps the files' own, which must be one. Every chunk is read back from the file and
-    compared with what came in, by digest. Raises ConfigError or DataError before anything is
+    compared with what came in, by digest; `verify` may refuse the whole before it gets its name.
+    Raises ConfigError or DataError before anything is
     written for a source, target or disk that will not do; VerificationError and RunError later.
     """
     hf, shape = read_model(source, "source")
@@ -64,6 +74,8 @@ def hf_to_megatron(
             common_state(hf, shape, dtype),
         )
         (partial / TRACKER).write_text(RELEASE)
+        if verify is not None:
+            verify(source, release)
 
 
 def _only_dtype(folder: SafetensorsFolder, shape: ModelShape) -> torch.dtype:

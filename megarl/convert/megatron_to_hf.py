@@ -6,20 +6,29 @@ from pathlib import Path
 
 import torch
 
-from megarl.convert.aside import copy_companions, written_aside
+from megarl.convert.aside import written_aside
 from megarl.convert.block_job import BlockJob, write_blocks
 from megarl.convert.find import Rows, find_entries
 from megarl.convert.hf_rows import NAMES
-from megarl.convert.hf_to_megatron import COMPANIONS, RELEASE, SPARE_BYTES, TRACKER
+from megarl.convert.hf_to_megatron import COMPANIONS, RELEASE, SPARE_BYTES, TRACKER, Verify
 from megarl.convert.stored import Entry, entries
 from megarl.convert.tables import read_tables
 from megarl.convert.workers import num_jobs, run_jobs
 from megarl.errors import ConfigError, DataError
 from megarl.layout import hf_tensors, with_scalar_head
 from megarl.validate.models import read_model
-from megarl.weights.folder import change_config, head_keys, shard_name, shard_tensors, write_index
+from megarl.weights.folder import (
+    change_config,
+    copy_companions,
+    head_keys,
+    shard_name,
+    shard_tensors,
+    write_index,
+)
 
 MAX_SHARD_BYTES = 5_000_000_000
+TABLES = ".metadata"
+"""The file of a checkpoint that says where its tensors are."""
 VALUE_HEAD = "value_head.weight"
 
 
@@ -31,12 +40,14 @@ def megatron_to_hf(
     dtype: torch.dtype | None = None,
     workers: int = 1,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    verify: Verify | None = None,
 ) -> None:
     """Write a Hugging Face folder from a checkpoint that was saved under any layout.
 
     source: a checkpoint's folder, or the one above it. hf: where config.json and tokenizer are
     taken from; None: the folder `hf` beside the checkpoint. dtype: None keeps the stored one. Where
-    the checkpoint came from a conversion, every tensor's digest must be what it was then. Raises
+    the checkpoint came from a conversion, every tensor's digest must be what it was then; `verify`
+    may refuse the whole before it gets its name. Raises
     ConfigError or DataError before anything is written, VerificationError and RunError later.
     """
     folder = checkpoint_folder(source)
@@ -64,19 +75,31 @@ def megatron_to_hf(
             index = {name: names[i] for i, file in enumerate(files) for name in file}
             write_index(partial, index, total)
         change_config(partial, dtype, **head_keys(shape, config))
+        if verify is not None:
+            verify(partial, folder)
 
 
 def checkpoint_folder(source: Path) -> Path:
-    """The folder with the tensors: `source`, or the one that its tracker file names."""
-    tracker = source / TRACKER
+    """The folder with the tensors: `source`, or the one that its tracker file names.
+
+    Where a run keeps a folder for each role, the one there is. ConfigError where there are several.
+    """
     if not source.is_dir():
         raise ConfigError(f"{source}: there is no such folder; give that of a checkpoint")
-    if (source / ".metadata").exists() or not tracker.exists():
-        return source
-    text = tracker.read_text().strip()
-    if text != RELEASE and not text.isdigit():
-        raise DataError(f"{tracker}: it says {text[:40]!r}: an iteration or {RELEASE} is expected")
-    return source / (text if text == RELEASE else f"iter_{int(text):07d}")
+    tracker, folder = source / TRACKER, source
+    if not (source / TABLES).exists() and tracker.exists():
+        text = tracker.read_text().strip()
+        if text != RELEASE and not text.isdigit():
+            wanted = f"an iteration or {RELEASE} is expected"
+            raise DataError(f"{tracker}: it says {text[:40]!r}: {wanted}")
+        folder = source / (text if text == RELEASE else f"iter_{int(text):07d}")
+    roles = sorted(table.parent for table in folder.glob(f"*/{TABLES}"))
+    if (folder / TABLES).exists() or not roles:
+        return folder
+    if len(roles) > 1:
+        each = ", ".join(map(str, roles))
+        raise ConfigError(f"{folder} holds a checkpoint of each role: give one of {each}")
+    return roles[0]
 
 
 def _template(folder: Path) -> Path:

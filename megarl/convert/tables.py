@@ -66,7 +66,9 @@ def write_tables(
         storage[dcp.MetadataIndex(key)] = _StorageInfo(file, 0, len(blob.getvalue()))
     with (folder / ".metadata").open("wb") as opened:
         pickle.dump(dcp.Metadata(state_dict_metadata=states, storage_data=storage), opened)
-    torch.save(common, folder / "common.pt")
+    blob = io.BytesIO()  # a full disk has a name when Python writes the file
+    torch.save(common, blob)
+    (folder / "common.pt").write_bytes(blob.getvalue())
     (folder / "metadata.json").write_text(json.dumps(BACKEND))
 
 

@@ -72,6 +72,14 @@ def document_ranges(split: str, num_documents: int) -> tuple[tuple[int, int], tu
     return (0, middle), (middle, round((train + held) * num_documents))
 
 
+def wants_evaluation(split: str, eval_interval: int) -> bool:
+    """Whether held-out samples are read: where the split leaves some, or evaluations are asked for.
+
+    eval_interval: steps; 0: only before the first and after the last.
+    """
+    return eval_interval > 0 or parse_split(split)[1] > 0
+
+
 def check_corpora(blend: Blend, split: str, seq_length: int, want_eval: bool) -> list[IndexFile]:
     """The indices of the data sets; DataError or ConfigError where one cannot be read as asked."""
     if want_eval and parse_split(split)[1] == 0:

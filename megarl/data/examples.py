@@ -32,9 +32,14 @@ class Example:
     """bool [T]: the tokens whose log-prob is in the loss; never the first."""
 
     @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.tokens.numel()
+
+    @property
     def prompt_length(self) -> int:
         """Tokens before the first that is learned; all, where none is."""
-        return int(self.learned.int().argmax()) if self.learned.any() else self.tokens.numel()
+        return int(self.learned.int().argmax()) if self.learned.any() else self.length
 
 
 def configured_examples(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ def make_cache(cache: Path, order: Order) -> None:
     check_writable(folder, f"data.indexed.cache_dir {cache}", "name another folder")
     ensure_helpers()
     aside = cache / f"{folder.name}.{socket.gethostname()}.partial"
-    with work_folder(aside, wait=True) as partial:
+    with work_folder(aside, wait_s=math.inf) as partial:
         if folder.exists():  # somebody else on this machine was building it
             return
         datasets, surplus = _build(order, partial)

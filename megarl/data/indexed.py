@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,16 +22,44 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class IndexedSample:
-    """A window of documents that are strung together."""
+    """A window of documents that are strung together; it is read when its tokens are asked for."""
 
+    prompt_length = 1
+    """What is never learned: the first token, which nothing predicts."""
+
+    def __init__(self, samples: IndexedSamples, position: int) -> None:
+        self._samples, self._position = samples, position
+
+    @property
+    def length(self) -> int:
+        """Tokens: data.indexed.seq_length + 1."""
+        return self._samples.seq_length + 1
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [length]; DataError for a token that the model does not have."""
+        return self._found.tokens
+
+    @property
+    def learned(self) -> Tensor:
+        """bool [length]: the tokens whose log-prob is in the loss."""
+        return self._found.learned
+
+    @property
+    def corpus(self) -> int:
+        """Its number in data.indexed.blend."""
+        return self._found.corpus
+
+    @cached_property
+    def _found(self) -> _Window:
+        return self._samples.read(self._position)
+
+
+class _Window(NamedTuple):
     tokens: Tensor
-    """int64 [S + 1], S is data.indexed.seq_length."""
-    loss_mask: Tensor
-    """bool [S]; [k] says whether tokens[k + 1] is learned."""
+    learned: Tensor
     corpus: int
-    """Its number in data.indexed.blend."""
 
 
 class IndexedSamples(Sequence[IndexedSample]):
@@ -42,9 +71,14 @@ class IndexedSamples(Sequence[IndexedSample]):
     """
 
     def __init__(
-        self, dataset: Any, num_samples: int, prefixes: Sequence[str], vocab_size: int
+        self,
+        dataset: Any,
+        num_samples: int,
+        seq_length: int,
+        prefixes: Sequence[str],
+        vocab_size: int,
     ) -> None:
-        self._dataset, self._num_samples = dataset, num_samples
+        self._dataset, self._num_samples, self.seq_length = dataset, num_samples, seq_length
         self._prefixes, self._vocab_size = tuple(prefixes), vocab_size
 
     def __len__(self) -> int:
@@ -60,6 +94,10 @@ class IndexedSamples(Sequence[IndexedSample]):
         position = index + self._num_samples if index < 0 else index
         if not 0 <= position < self._num_samples:
             raise IndexError(f"sample {index} of {self._num_samples}")
+        return IndexedSample(self, position)
+
+    def read(self, position: int) -> _Window:
+        """What stands there."""
         found = self._dataset[position]
         tokens = torch.cat((found["tokens"], found["labels"][-1:]))
         corpus = int(found.get("dataset_id", 0))
@@ -68,7 +106,8 @@ class IndexedSamples(Sequence[IndexedSample]):
                 f"sample {position} holds token {int(tokens.max())}, from {self._prefixes[corpus]},"
                 f" and the model has {self._vocab_size}: its texts went through another tokenizer"
             )
-        return IndexedSample(tokens, found["loss_mask"].bool(), corpus)
+        learned = torch.cat((torch.tensor([False]), found["loss_mask"].bool()))
+        return _Window(tokens, learned, corpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +199,11 @@ def open_indexed(
     digests = group.all_gather(found.digest) if group else [found.digest]
     if len(set(digests)) > 1:
         raise RunError(f"data.indexed.blend: the data sets differ between ranks: {digests}")
-    train = IndexedSamples(found.train, num_train_samples, blend.prefixes, vocab_size)
+    facts = config.seq_length, blend.prefixes, vocab_size
+    train = IndexedSamples(found.train, num_train_samples, *facts)
     held = None
     if found.eval is not None:
-        held = IndexedSamples(found.eval, num_eval_samples, blend.prefixes, vocab_size)
+        held = IndexedSamples(found.eval, num_eval_samples, *facts)
     return IndexedData(train, held, found.digest)
 
 

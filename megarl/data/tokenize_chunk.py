@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class ChunkTokenizer:
 
     def __init__(self, folder: str, columns: Sequence[str], append_eod: bool) -> None:
         """ConfigError where there is no tokenizer, or none that can end a document."""
+        if not Path(folder).is_dir():
+            raise ConfigError(
+                f"--tokenizer {folder}: there is no such folder; give a Hugging Face folder with "
+                "tokenizer.json and tokenizer_config.json (names of hub models are not looked up)"
+            )
         # Processes are the parallelism here: threads of their own would only be in their way.
         set_variables({"TOKENIZERS_PARALLELISM": "false"})
         from transformers import AutoTokenizer

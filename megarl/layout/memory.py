@@ -17,6 +17,11 @@ with hidden size h, a query and g key/value heads of size d, MLP size f, tensor-
 Recomputing whole layers keeps the input, h, of each, and one layer in full. The first of p stages
 has p micro-batches in flight (1F1B), so that it keeps as much as all layers of one would; v virtual
 stages add a share of (p - 1) / (p v). The last stage holds fp32 logits and their gradients of one.
+
+A checkpoint of a distributed optimizer is gathered over the data-parallel ranks, on the GPU: one
+bucket of one of its three states at a time, in fp32, as NCCL receives it and as it is taken apart,
+beside the rank's own share. Megatron-Core cuts buckets in the first chunk of the first stage, and
+there only under overlap_grad_reduce; elsewhere all gradients of a type are one.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ from megarl.layout.rules import ModelShape
 
 LOGIT_BYTES = 4 + 4
 """fp32 logits and their gradients."""
+BUCKET_ELEMENTS = 40_000_000
+"""Megatron-Core closes a bucket once it holds as many, or a million for each data-parallel rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,12 @@ class RankMemory:
     optimizer: int
     activations: int
     """At most, during an update or a forward pass."""
+    gathered: int
+    """At most, while a checkpoint is saved."""
 
     @property
     def resident(self) -> int:
-        """All but activations."""
+        """What is there at all times."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -64,6 +73,10 @@ class TrainedWith:
     tokens: int
     """Of a micro-batch."""
     experts_per_token: int = 0
+    bucket_elements: int | None = None
+    """Of the first stage's buckets; None: there is one."""
+    gathers: bool = False
+    """Whether its optimizer is a distributed one."""
 
 
 def rank_memory(shape: ModelShape, at: MegatronSlice, how: TrainedWith) -> RankMemory:
@@ -77,7 +90,25 @@ def rank_memory(shape: ModelShape, at: MegatronSlice, how: TrainedWith) -> RankM
         gradients=4 * count if how.trained else 0,
         optimizer=states * dealt if how.trained else 0,
         activations=activation_bytes(shape, at, how),
+        gathered=gathered_bytes(shape, at, how) if how.trained and how.gathers else 0,
     )
+
+
+def gathered_bytes(shape: ModelShape, at: MegatronSlice, how: TrainedWith) -> int:
+    """What a checkpoint's largest bucket takes on the GPU while it is gathered."""
+    buffers: dict[tuple[str, bool], list[int]] = {}
+    for name, local in megatron_parameters(shape, at).items():
+        # Without expert parallelism their gradients lie with the others.
+        chunk, is_expert = name.partition("/")[0], ".experts." in name and at.ep_size > 1
+        buffers.setdefault((chunk, is_expert), []).append(prod(local))
+    most = 0
+    for (chunk, is_expert), sizes in buffers.items():
+        bucket = sum(sizes)
+        if how.bucket_elements is not None and at.pp_rank == 0 and chunk == "0":
+            bucket = min(bucket, how.bucket_elements + max(sizes))
+        own = -(-bucket // (how.expert_data_ranks if is_expert else how.data_ranks))
+        most = max(most, 4 * (2 * bucket + own))
+    return most
 
 
 def local_elements(shape: ModelShape, at: MegatronSlice) -> tuple[int, int]:

@@ -45,6 +45,11 @@ class Control:
         self.verb = verb
         self._announce(self.sequence, verb, self.step)
 
+    @property
+    def rank(self) -> int:
+        """This process's universe rank."""
+        return self._universe.rank
+
     def is_rank(self, rank: int) -> bool:
         """Whether this process is universe rank `rank`."""
         return self._universe.rank == rank

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import load_content_metadata
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,25 +39,28 @@ def load_role(engine: MegatronEngine, folder: Path) -> None:
         try:
             if engine.trainer is not None:
                 _check_experts(engine, folder)
-            state = dist_checkpointing.load(_state(engine, loading=True), str(folder))
-        except (
-            CheckpointingException,
-            CheckpointException,  # of torch, and no Exception by its own wish
-            OSError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-        ) as error:
-            raise DataError(f"checkpoint {folder} cannot be read: {error}") from error
-        for index, chunk in enumerate(engine.chunks):
-            chunk.load_state_dict(state[f"model{index}"])
-        if engine.trainer is not None:
-            optimizer = engine.trainer.optimizer
-            for each in _each(optimizer):
-                _leave_steps_alone(each)
-            optimizer.load_state_dict(state["optimizer"])
-            engine.trainer.schedule.load_state_dict(state["schedule"])
-            _part_steps(optimizer)
+            _load(engine, folder)
+        except ConfigError:
+            raise
+        # Readers of Megatron, torch and pickle fail each in ways of its own; torch's
+        # CheckpointException is no Exception by its own wish.
+        except (Exception, CheckpointException) as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise DataError(f"checkpoint {folder} cannot be read: {cause}") from error
+
+
+def _load(engine: MegatronEngine, folder: Path) -> None:
+    state = dist_checkpointing.load(_state(engine, loading=True), str(folder))
+    for index, chunk in enumerate(engine.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+    if engine.trainer is not None:
+        optimizer = engine.trainer.optimizer
+        for each in _each(optimizer):
+            _leave_steps_alone(each)
+        optimizer.load_state_dict(state["optimizer"])
+        engine.trainer.schedule.num_steps = 0  # Megatron adds to it, and this may be a second load
+        engine.trainer.schedule.load_state_dict(state["schedule"])
+        _part_steps(optimizer)
 
 
 def _check_experts(engine: MegatronEngine, folder: Path) -> None:
@@ -86,7 +88,7 @@ def _experts(engine: MegatronEngine) -> dict[str, int]:
 
 def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
     if engine.trainer is not None:
-        engine.trainer.onload()  # what is away has no memory to read or write
+        engine.trainer.onload_states()  # what is away has no memory to read or write
     metadata = _metadata(engine)
     chunks: list[Any] = engine.chunks  # of Megatron's own classes
     state: dict[str, Any] = {

@@ -106,15 +106,23 @@ class Trainer:
             wd_incr_style="constant",
         )
 
-        self._offload = Offload(lambda: self._offloaded(config))
+        self._states = Offload(lambda: self._state_tensors() if config.optimizer_offload else ())
+        self._gradients = Offload(
+            lambda: gradient_tensors(self.chunks) if config.grad_offload else ()
+        )
 
     def offload(self) -> int:
         """Give back the memory that the settings name until `onload`; the bytes on this rank."""
-        return self._offload.leave()
+        return self._states.leave() + self._gradients.leave()
 
     def onload(self) -> None:
         """Take that memory again, where it was given back, with what was in it."""
-        self._offload.come_back()
+        self.onload_states()
+        self._gradients.come_back()
+
+    def onload_states(self) -> None:
+        """The same for the optimizer alone, whose states a checkpoint reads and writes."""
+        self._states.come_back()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
@@ -133,9 +141,6 @@ class Trainer:
         """Copy the model's weights into the fp32 main weights, after the model was loaded."""
         self.optimizer.reload_model_params()
 
-    def _offloaded(self, config: OptimizerConfig) -> Iterator[torch.Tensor]:
-        if config.optimizer_offload:
-            parameters = [p for chunk in self.chunks for p in chunk.parameters()]
-            yield from optimizer_tensors(self.optimizer, parameters)
-        if config.grad_offload:
-            yield from gradient_tensors(self.chunks)
+    def _state_tensors(self) -> Iterator[torch.Tensor]:
+        parameters = [p for chunk in self.chunks for p in chunk.parameters()]
+        return optimizer_tensors(self.optimizer, parameters)

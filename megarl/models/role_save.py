@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelSaveStrategyWrapper,
+)
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megarl.errors import PeerError, RunError
@@ -49,8 +53,12 @@ class RoleSave:
         # Megatron's queue would be a process of its own.
         filesystem_async._results_queue = queue.SimpleQueue()
         with self._mesh.activate(), _known_errors():
+            # Ranks that hold the same share the writing of it.
+            strategy = FullyParallelSaveStrategyWrapper(
+                get_default_save_sharded_strategy(), self._mesh.groups.dp_cp
+            )
             self._request = dist_checkpointing.save(
-                state, str(folder), content_metadata=metadata, async_sharded_save=True
+                state, str(folder), strategy, content_metadata=metadata, async_sharded_save=True
             )
         self._thread = threading.Thread(target=self._write, name="megarl-save", daemon=True)
         self._results: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megarl.errors import ConfigError, DataError
-from megarl.observe.metrics_file import Metrics, read_metrics
+from megarl.observe.metrics_file import METRICS_FILE, Metrics, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +73,14 @@ def plot_curves(
         names = sorted({name for metrics in steps.values() for name in metrics})
         raise DataError(f"metrics {metrics_path} hold nothing to draw; they have: {names}")
     return draw_panels(chosen, image_path, title=title)
+
+
+def draw_run(folder: Path, panels: Sequence[Panel] = PANELS) -> str:
+    """Draws a run folder's metrics into curves.png; what its report has to say where it cannot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "There is no curves.png: matplotlib is not installed.\n"
+    plot_curves(folder / METRICS_FILE, folder / "curves.png", panels=panels, title=str(folder))
+    return ""
 
 
 Series = dict[str, tuple[list[int], list[float]]]

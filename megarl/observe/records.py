@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 PLANS = "reshard-plan"
@@ -10,20 +11,33 @@ PLANS = "reshard-plan"
 RECORDS = (
     "config.yaml", "metrics.jsonl", "summary.json", "report.txt", "curves.png", "eval.json",
     "answers.jsonl", "answers-step*.jsonl", "events.out.tfevents.*", PLANS,
-    "checkpoints",
+    "checkpoints", "model", "probe.json",
 )  # fmt: skip
-"""Patterns of one run's files, and its folder of plans; logs go on, and a model is replaced when
-the next is whole."""
+"""Patterns of one run's files and folders; logs go on."""
+RESULTS = ("metrics.jsonl", "eval.json", "checkpoints")
+"""What only a run that has begun leaves."""
 
 
-def set_aside(folder: Path) -> Path | None:
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun in this folder."""
+    return any((folder / name).exists() for name in RESULTS)
+
+
+def set_aside(folder: Path, inputs: Sequence[str] = ()) -> Path | None:
     """Move an earlier run's records into <folder>/previous-<n>, the first that is free.
 
-    Returns that folder; None where there was nothing to move. Raises OSError.
+    inputs: what the next run reads, and what therefore stays. Returns that folder; None where there
+    was nothing to move. Raises OSError.
     """
-    found = sorted(path for pattern in RECORDS for path in folder.glob(pattern))
-    if not any(path.name in ("metrics.jsonl", "eval.json", "checkpoints") for path in found):
+    if not holds_run(folder):
         return None
+    read = {Path(path).resolve() for path in inputs}
+    found = sorted(
+        path
+        for pattern in RECORDS
+        for path in folder.glob(pattern)
+        if not any(each.is_relative_to(path.resolve()) for each in read)
+    )
     number = 1
     while (target := folder / f"previous-{number}").exists():
         number += 1

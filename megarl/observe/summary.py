@@ -15,7 +15,8 @@ SHOWN_SECONDS = 1e-4
 def summarize(metrics_path: Path, accuracy: Mapping[int, float]) -> dict[str, Any]:
     """Figures of the whole run: first and last step, means, totals and the largest difference.
 
-    accuracy: step -> held-out accuracy, 0 before the first.
+    accuracy: step -> held-out accuracy, 0 before the first; empty where nothing tells right from
+    wrong.
     """
     history = sorted(read_metrics(metrics_path).items())
     steps = [m for _, m in history if "reward_mean" in m]

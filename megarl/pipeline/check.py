@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from megarl.checkpoint.earlier import check_folder
 from megarl.config.keys import flatten
 from megarl.config.load import LoadedConfig, load_with_origins
 from megarl.config.resources import wanted_world_size
@@ -36,20 +37,32 @@ def load_stages(pipeline: Pipeline) -> dict[str, LoadedConfig]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is known of the stages of megarl once all are checked."""
+
+    ranks: dict[str, int]
+    """Processes of each stage, by its name."""
+    left: tuple[str, ...]
+    """What could not be checked here, of any stage."""
+
+
 def check_stages(
     pipeline: Pipeline,
     loaded: Mapping[str, LoadedConfig],
     world_sizes: Mapping[str, int] | None = None,
     *,
+    here: bool = True,
     files: bool = True,
-) -> dict[str, int]:
-    """ConfigError, naming the stage, for the first that could not run; returns its ranks by name.
+) -> Checked:
+    """ConfigError, naming the stage, for the first that could not run.
 
-    world_sizes: processes of each stage; None: what each config asks for. files False: weights and
-    data are somewhere else, such as on the nodes of a cluster.
+    world_sizes: processes of each stage; None: what each config asks for. here False: the stages
+    run on other machines. files False: and nothing that they read is to be looked for on this one.
     """
     bases: dict[str, _Base] = {}
     ranks: dict[str, int] = {}
+    left: list[str] = []
     for stage in pipeline.stages:
         if stage.command is None:
             continue
@@ -58,12 +71,12 @@ def check_stages(
         size = wanted.get(stage.name) or wanted_world_size(
             config, use_resources=stage.command == "train"
         )
-        _named(stage, _check, pipeline, stage, config, bases, size, files)
+        left += _named(stage, _check, pipeline, stage, config, bases, size, here, files)
         ranks[stage.name] = size
         base = _stand_in(Path(config.actor.model.path), bases)
         if base is not None:
             bases[str(stage.model)] = replace(base, scalar=stage.command == "reward")
-    return ranks
+    return Checked(ranks, tuple(dict.fromkeys(left)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +88,39 @@ class _Base:
     """What will be there has a scalar head instead of an output layer: a reward model."""
 
 
+def check_run_folders(
+    pipeline: Pipeline, loaded: Mapping[str, LoadedConfig], done: Collection[str] = ()
+) -> None:
+    """ConfigError, naming the stage, for one that could not go on with what is in its folder.
+
+    done: stages that are not run again.
+    """
+    for stage in pipeline.stages:
+        if stage.command is not None and stage.name not in done:
+            _named(stage, check_folder, stage.command, loaded[stage.name].config)
+
+
 def _check(
     pipeline: Pipeline,
     stage: Stage,
     config: Config,
     bases: Mapping[str, _Base],
     world_size: int,
+    here: bool,
     files: bool,
-) -> None:
-    from megarl.validate import validate
+) -> list[str]:
+    """What could not be checked, beside what earlier stages make."""
+    from megarl.validate import MACHINE, validate, validate_elsewhere
     from megarl.validate.choices import check_names, check_numbers
 
+    purpose: Any = stage.command
+    left = [] if here else [MACHINE]
     missing = _to_come(pipeline, stage, config)
     if not missing:
-        validate(config, world_size, stage.command, files=files)  # type: ignore[arg-type]
-        return
+        if here:
+            validate(config, world_size, purpose, files=files)
+            return []
+        return validate_elsewhere(config, world_size, purpose, files=files)[1]
     check_names(config)
     check_numbers(config)
     shown = copy.deepcopy(config)
@@ -99,9 +130,10 @@ def _check(
             if f"{key}.path" in missing:
                 base = _stand_in(Path(path), bases)
                 if base is None:
-                    return  # nothing is known of the model's sizes
+                    return left  # nothing is known of the model's sizes
                 attrgetter(key)(shown).path = str(_as_made(base, Path(scratch), key))
-        validate(shown, world_size, stage.command, files=False)  # type: ignore[arg-type]
+        validate(shown, world_size, purpose, files=False, machine=here)
+    return left
 
 
 def _to_come(pipeline: Pipeline, stage: Stage, config: Config) -> dict[str, Path]:

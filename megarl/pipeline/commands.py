@@ -7,10 +7,11 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from megarl.pipeline.check import check_stages, load_stages
-from megarl.pipeline.records import Record, Records, wanted_records
+from megarl.pipeline.check import check_run_folders, check_stages, load_stages
+from megarl.pipeline.records import Record, Records, done_of, wanted_records
 from megarl.pipeline.runner import run_stages
 from megarl.pipeline.spec import Pipeline, load_pipeline
+from megarl.runtime.aside import sole_use
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,17 +40,19 @@ def main(arguments: Sequence[str], commands: Sequence[str], say: Callable[[str],
     parsed = build_parser().parse_intermixed_args(list(arguments))
     pipeline = load_pipeline(parsed.file, parsed.overrides, folder=parsed.dir, commands=commands)
     loaded = load_stages(pipeline)
-    ranks = check_stages(pipeline, loaded)
+    ranks = check_stages(pipeline, loaded).ranks
     wanted = wanted_records(pipeline, loaded)
     found = Records(pipeline.folder).check(wanted)
+    check_run_folders(pipeline, loaded, done_of(found))
     if parsed.dry_run:
         sys.stdout.write(describe(pipeline, ranks, found))
         return 0
-    status = run_stages(pipeline, wanted, say)
-    if status == 0:
-        from megarl.pipeline.report import write_report
+    with sole_use(pipeline.folder, "dir"):
+        status = run_stages(pipeline, wanted, say)
+        if status == 0:
+            from megarl.pipeline.report import write_report
 
-        write_report(pipeline.folder)
+            write_report(pipeline.folder)
     return status
 
 

@@ -1,6 +1,7 @@
 """`python -m megarl.pipeline.mark DIR STAGE STATE [SECONDS]`: for the scripts of batch jobs.
 
-Writes down that a stage has begun or is done; when all are done, the report is written too.
+Writes down that a stage has begun or is done; when all are done, the report is written too. A stage
+that is done stays so: for one that is to begin again the exit status is 3.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 from megarl.errors import ConfigError
 from megarl.pipeline.records import Records
 
+DONE_BEFORE = 3
+"""Exit status where a stage that is to begin is done."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Set one stage's state; returns the exit status."""
@@ -21,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     folder, name, state = Path(arguments[0]), arguments[1], arguments[2]
     seconds = float(arguments[3]) if len(arguments) == 4 else 0.0
     records = Records(folder)
+    before = records.read(name)
+    if state == "started" and before is not None and before.state == "done":
+        return DONE_BEFORE
     wanted: Any = state
     records.mark(name, wanted, seconds)
     found = [records.read(stage) for stage in records.index()["stages"]]

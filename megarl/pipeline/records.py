@@ -19,6 +19,7 @@ from typing import Any, Literal
 from megarl.config.keys import flatten
 from megarl.config.load import LoadedConfig
 from megarl.config.resume import FREE
+from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.pipeline.spec import Pipeline, Stage
 
@@ -26,6 +27,7 @@ STAGES, INDEX = "stages", "stages.json"
 State = Literal["submitted", "started", "done"]
 DECIDE = ("run.steps", "run.export")
 """Keys that a run may change when it goes on, and a stage of a pipeline may not."""
+_DEFAULTS = flatten(dataclasses.asdict(Config()))
 _SHOWN = 4
 """Differences in a message."""
 
@@ -59,7 +61,10 @@ def wanted_records(pipeline: Pipeline, loaded: Mapping[str, LoadedConfig]) -> di
         settings = _settings(stage, loaded.get(stage.name))
         inputs = {name: records[name].hash for name in stage.uses}
         command = stage.command or "run"
-        text = json.dumps([command, settings, inputs], sort_keys=True)
+        # What is the default counts for nothing: a setting that a later version knows of does not
+        # make another stage of this one.
+        given = {key: value for key, value in settings.items() if value != _DEFAULTS.get(key)}
+        text = json.dumps([command, given, inputs], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         records[stage.name] = Record(
             stage.name, command, settings, inputs, digest, str(stage.folder), stage.metric
@@ -73,6 +78,11 @@ def _settings(stage: Stage, loaded: LoadedConfig | None) -> dict[str, Any]:
     flat = flatten(dataclasses.asdict(loaded.config))
     kept = {key: value for key, value in flat.items() if not _is_free(key)}
     return {"run.dir": flat["run.dir"], **kept}
+
+
+def done_of(found: Mapping[str, Record]) -> set[str]:
+    """Stages that are done, by their records."""
+    return {name for name, record in found.items() if record.state == "done"}
 
 
 def _is_free(key: str) -> bool:
@@ -153,6 +163,8 @@ class Records:
         new = {"command": now.command, **now.settings}
         # JSON has lists for tuples, and text for the keys of a mapping.
         new = json.loads(json.dumps(new))
+        if now.command != "run":
+            old, new = _DEFAULTS | old, _DEFAULTS | new
         different = [
             f"{key} was {old.get(key, 'not there')!r} and is {new.get(key, 'not there')!r}"
             for key in sorted(old.keys() | new.keys())

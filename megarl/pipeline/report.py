@@ -22,7 +22,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "sft": ("probability", "loss"),
     "reward": ("accuracy", "loss"),
     "train": ("reward_mean",),
-    "eval": ("eval/accuracy",),
+    "eval": ("eval/accuracy", "eval/reward_mean"),
 }
 """Command -> the metric that is shown; the first that its metrics have."""
 CURVES = "curves.png"

@@ -161,15 +161,3 @@ def _reasoning_gym_scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
     except ValueError as error:
         raise DataError(f"reasoning-gym has no task {task!r}: {error}") from error
     return scorer
-
-
-BUILT_IN: dict[str, Callable[..., Any]] = {
-    "exact_match": ExactMatch,
-    "numeric_match": NumericMatch,
-    "number_answer": NumberAnswer,
-    "reasoning_gym": ReasoningGym,
-}
-"""Name in the config -> its maker, which takes the reward's options."""
-
-NEED_LABELS = frozenset({"exact_match", "numeric_match", "number_answer"})
-"""Built-in rewards that compare with the data's label."""

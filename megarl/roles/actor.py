@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megarl.algorithms.entropy import entropy_loss
 from megarl.algorithms.kl import kl_estimate
-from megarl.algorithms.losses import policy_loss, token_weights, weighted_sum
+from megarl.algorithms.losses import token_weights, weighted_sum
+from megarl.algorithms.policy import (
+    PolicyLossInputs,
+    PolicyLossOptions,
+    compute_policy_loss,
+    policy_loss,
+)
 from megarl.algorithms.stats import PolicyStats
 from megarl.models.micro_batch import LossInputs, MicroBatch, build_micro_batch
 from megarl.models.optimizer import StepResult
@@ -23,9 +30,8 @@ from megarl.roles.megatron_role import MegatronRole, RoleBatch
 class PolicyLossSettings:
     """What the policy loss is made of (see config.schema.AlgorithmConfig)."""
 
-    clip_ratio_low: float
-    clip_ratio_high: float
-    clip_ratio_c: float | None
+    policy_loss: str
+    options: PolicyLossOptions
     entropy_coef: float
     kl_loss_coef: float
     """0 where the KL is not part of the loss."""
@@ -122,9 +128,9 @@ class Actor(PolicyRole):
                     batch,
                     rows,
                     flat,
-                    _policy_loss(settings),
+                    _policy_loss(settings, batch.width),
                     temperature=settings.temperature,
-                    with_entropy=True,
+                    with_entropy=settings.entropy_coef > 0,
                 )
                 steps.append(step)
                 for micro, report in reports if self.is_owner else []:
@@ -172,26 +178,28 @@ def _loss_inputs(
     )
 
 
-def _policy_loss(settings: PolicyLossSettings) -> Loss:
+def _policy_loss(settings: PolicyLossSettings, width: int) -> Loss:
+    """width: R, the second dimension of the batch's response tensors."""
+    chosen = policy_loss(settings.policy_loss)
+
     def loss(output: Any, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, entropy = output
         device, inputs = logprobs.device, batch.inputs
         assert inputs.weights is not None and inputs.advantages is not None
         weights, mask = inputs.weights.to(device), torch.ones_like(logprobs, dtype=torch.bool)
         old = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs.to(device)
-        value, stats = policy_loss(
-            logprobs[None],
-            old[None],
-            inputs.advantages.to(device)[None],
-            mask[None],
-            weights[None],
-            clip_ratio_low=settings.clip_ratio_low,
-            clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_c=settings.clip_ratio_c,
-            entropy=entropy[None],
+        rows = _Rows(batch.slot.to(device), width) if chosen.needs_sequences else _OneRow()
+        tokens = PolicyLossInputs(
+            logprobs=rows.place(logprobs),
+            old_logprobs=rows.place(old),
+            advantages=rows.place(inputs.advantages.to(device)),
+            mask=rows.place(mask),
+            weights=rows.place(weights),
+            entropy=rows.place(entropy) if settings.entropy_coef else None,
         )
+        value, stats = compute_policy_loss(settings.policy_loss, tokens, settings.options)
         if settings.entropy_coef:
-            value = value - settings.entropy_coef * weighted_sum(entropy, mask, weights)
+            value = value + entropy_loss(entropy, mask, weights, settings.entropy_coef)
         if settings.kl_loss_coef:
             assert inputs.ref_logprobs is not None
             kl = kl_estimate(logprobs, inputs.ref_logprobs.to(device), mask, settings.kl_loss_type)
@@ -204,3 +212,26 @@ def _policy_loss(settings: PolicyLossSettings) -> Loss:
         return value, report
 
     return loss
+
+
+class _OneRow:
+    """Scored tokens as they come, for losses that look at each alone."""
+
+    def place(self, values: Tensor) -> Tensor:
+        """[n] -> [1, n]."""
+        return values[None]
+
+
+class _Rows:
+    """Scored tokens put back into the responses that they are of."""
+
+    def __init__(self, slot: Tensor, width: int) -> None:
+        """slot: int64 [n], row * width + column."""
+        samples, self._row = torch.unique(slot // width, return_inverse=True)
+        self._column = slot % width
+        longest = int(self._column.max()) + 1 if slot.numel() else 0
+        self._shape = (len(samples), longest)
+
+    def place(self, values: Tensor) -> Tensor:
+        """[n] -> [samples, longest], 0 or False where there is no token."""
+        return values.new_zeros(self._shape).index_put((self._row, self._column), values)

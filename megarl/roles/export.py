@@ -20,7 +20,7 @@ from megarl.reshard.executor import Resharder
 from megarl.reshard.placements import actor_placements
 from megarl.roles.megatron_role import MegatronRole
 from megarl.runtime.device import device
-from megarl.weights.folder import FolderWriter, head_keys, shard_tensors
+from megarl.weights.folder import head_keys, new_folder, shard_tensors
 
 MAX_SHARD_BYTES = 4 << 30
 BUFFER_BYTES = 256 << 20
@@ -49,7 +49,7 @@ def export_hf(
     whole = file_placement(shape)
     shards = list(shard_tensors(hf_tensors(shape), dtype.itemsize, max_shard_bytes))
     writing = universe.rank == writer_rank
-    opened = FolderWriter(folder, template, len(shards)) if writing else nullcontext()
+    opened = new_folder(Path(folder), Path(template), len(shards)) if writing else nullcontext()
     with opened as writer:
         for shard in shards:
             wanted = tuple(piece for piece in whole if piece.tensor in shard)

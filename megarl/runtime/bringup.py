@@ -87,11 +87,14 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list: `gpu[003-007,012],cpu1` -> `gpu003`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
-    if match is None:
+    """The first host of a SLURM node list: `gpu[003-007,012]-ib,cpu1` -> `gpu003-ib`.
+
+    Brackets may be anywhere in a name, and there may be several.
+    """
+    first = re.match(r"(?:[^\[\],]|\[[^\[\]]+\])+(?=,|$)", nodelist)
+    if first is None:
         raise ConfigError(f"SLURM_JOB_NODELIST is {nodelist!r}: no host name in it")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
 
 
 POOL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from megarl.errors import ConfigError
-from megarl.pipeline.check import check_stages, load_stages
-from megarl.pipeline.records import Record, Records, wanted_records
+from megarl.pipeline.check import check_run_folders, check_stages, load_stages
+from megarl.pipeline.records import Record, Records, done_of, wanted_records
 from megarl.pipeline.spec import Pipeline
 from megarl.slurm.jobs import SCRIPTS, make_jobs, read_work, resources_of
 from megarl.slurm.options import build_parser
-from megarl.slurm.script import Job, script
+from megarl.slurm.script import script
 
 JOBS = "jobs.json"
 """Stage -> id of the job that was submitted last, beside the scripts."""
@@ -32,20 +32,25 @@ def main(arguments: Sequence[str], commands: Sequence[str], say: Callable[[str],
         raise ConfigError(f"--env-file {parsed.env_file}: there is no such file")
     loaded = load_stages(pipeline)
     sizes = {name: own.nodes * own.ranks_per_node for name, own in resources.items()}
-    inside = parsed.container_image is not None
-    check_stages(pipeline, loaded, sizes, files=not inside and _like_here(parsed.gpus_per_node))
+    # Inside a container paths may be others.
+    files = parsed.container_image is None
+    checked = check_stages(pipeline, loaded, sizes, here=False, files=files)
     wanted = wanted_records(pipeline, loaded)
     found = Records(pipeline.folder).check(wanted) if is_pipeline else {}
+    check_run_folders(pipeline, loaded, done_of(found))
     jobs = make_jobs(pipeline, resources, parsed, is_pipeline=is_pipeline)
-    left = {n: j for n, j in jobs.items() if n not in found or found[n].state != "done"}
+    left = {name: job for name, job in jobs.items() if name not in done_of(found)}
     folder = pipeline.folder / SCRIPTS
     paths = {
         stage.name: folder / (f"{number}-{stage.name}.sh" if is_pipeline else f"{stage.name}.sh")
         for number, stage in enumerate(pipeline.stages, 1)
     }
+    texts = {name: script(job) for name, job in left.items()}
+    if checked.left:
+        say(f"not checked here: {', '.join(checked.left)}")
     if parsed.dry_run:
-        for name, job in left.items():
-            sys.stdout.write(f"# {paths[name]}\n{script(job)}\n")
+        for name, text in texts.items():
+            sys.stdout.write(f"# {paths[name]}\n{text}\n")
         return 0
     for name in jobs.keys() - left.keys():
         say(f"stage {name}: done before")
@@ -53,30 +58,23 @@ def main(arguments: Sequence[str], commands: Sequence[str], say: Callable[[str],
         say(f"all stages of {pipeline.name} are done")
         return 0
     _refuse_twice(folder)
-    _write(paths, left, pipeline, {name: found.get(name) or wanted[name] for name in left},
-           is_pipeline)  # fmt: skip
+    records = {name: found.get(name) or wanted[name] for name in left}
+    _write(paths, texts, pipeline, records, is_pipeline)
     submit_chain({name: paths[name] for name in left}, folder / JOBS, say)
     return 0
 
 
-def _like_here(gpus_per_node: int) -> bool:
-    """Whether this machine has what the nodes have, so that engines and files can be checked."""
-    from megarl.runtime.device import on_cuda
-
-    return gpus_per_node == 0 or on_cuda()
-
-
 def _write(
     paths: Mapping[str, Path],
-    jobs: Mapping[str, Job],
+    texts: Mapping[str, str],
     pipeline: Pipeline,
     records: Mapping[str, Record],
     is_pipeline: bool,
 ) -> None:
     try:
-        for name, job in jobs.items():
+        for name, text in texts.items():
             paths[name].parent.mkdir(parents=True, exist_ok=True)
-            paths[name].write_text(script(job))
+            paths[name].write_text(text)
             paths[name].chmod(0o755)
     except OSError as error:
         raise ConfigError(
@@ -111,12 +109,24 @@ def submit_chain(paths: Mapping[str, Path], jobs_file: Path, say: Callable[[str]
 
 def _refuse_twice(folder: Path) -> None:
     """ConfigError where jobs of an earlier submission would write into the same folders."""
-    try:
-        ids = json.loads((folder / JOBS).read_text())
-    except (OSError, ValueError):
+    file = folder / JOBS
+    if not file.exists():
         return
-    queued = _slurm("squeue", "--noheader", "--format=%i", f"--jobs={','.join(ids.values())}")
-    if running := queued.stdout.split():
+    try:
+        ids = {str(job) for job in json.loads(file.read_text()).values()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}), so that jobs of an earlier submission may be in the "
+            "queue still: look with squeue, then remove it"
+        ) from None
+    # Asked for by their ids, those that have left the queue would be an error of squeue's.
+    queued = _slurm("squeue", "--noheader", "--format=%A")
+    if queued.returncode:
+        raise ConfigError(
+            f"{folder.parent}: squeue failed ({' '.join(queued.stderr.split())}), so that jobs of "
+            "an earlier submission may be in the queue still: try again"
+        )
+    if running := [job for job in queued.stdout.split() if job in ids]:
         raise ConfigError(
             f"{folder.parent}: jobs {', '.join(running)} of an earlier submission are in the queue "
             f"still: let them end, or scancel {' '.join(running)}"

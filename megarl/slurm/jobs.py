@@ -103,7 +103,8 @@ def make_jobs(
             python="python" if parsed.container_image else sys.executable,
             host_python=sys.executable,
             workdir=Path.cwd(),
-            output=folder / SCRIPTS / f"{stage.name}-%j.out",
+            # sbatch would replace what follows a % of the folder's own.
+            output=Path(str(folder).replace("%", "%%")) / SCRIPTS / f"{stage.name}-%j.out",
             partition=own.partition,
             account=parsed.account,
             cpus_per_node=own.cpus_per_node,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from megarl.errors import ConfigError
+from megarl.pipeline.mark import DONE_BEFORE
 
 LAUNCHER = "megarl.slurm.node"
 WAIT_S = 120
@@ -50,16 +54,19 @@ class Job:
 
 
 def script(job: Job) -> str:
-    """The whole script."""
-    lines = ["#!/bin/bash", f"# {job.title}", *_options(job), "", "set -uo pipefail"]
-    lines.append(f"cd {shlex.quote(str(job.workdir))}")
+    """The whole script; ConfigError for a name that no line of it can hold."""
+    lines = ["#!/bin/bash", f"# {_one_line(job.title)}", *_options(job), "", "set -uo pipefail"]
+    lines.append(f"cd {shlex.quote(str(job.workdir))} || exit")
     if job.env_file is not None:
-        lines.append(f"source {shlex.quote(str(job.env_file))}")
+        file = shlex.quote(str(job.env_file))
+        # It may read variables that are not set.
+        failed = '{ echo "environment: status $?"; exit 1; }'
+        lines += ["set +u", f"source {file} || {failed}", "set -u"]
     lines += [
         'echo "[$(date +%FT%T)] job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, '
         'nodes $SLURM_JOB_NODELIST"',
         "",
-        *([_mark(job, "started", after_work=False) + " || exit"] if job.mark else []),
+        *_begin(job),
         *_srun(job),
         "status=$?",
         "",
@@ -83,14 +90,44 @@ def _options(job: Job) -> list[str]:
         )
         if value is not None
     ]  # fmt: skip
+    if job.launched:  # a plain command has nothing to save: it would die of the signal
+        options.append(f"--signal=USR1@{job.save_s}")
     options += [
-        f"--signal=USR1@{job.save_s}",
         "--requeue",
         "--open-mode=append",
         f"--output={job.output}",
         *job.sbatch_options,
     ]
-    return [f"#SBATCH {option}" for option in options]
+    return [f"#SBATCH {_quoted(option)}" for option in options]
+
+
+def _quoted(option: str) -> str:
+    """An option as sbatch reads it from a script: its quotes are like a shell's."""
+    plain = re.fullmatch(r"[\w@%+=:,./^-]+", option, re.ASCII)
+    return option if plain else '"' + _one_line(option).replace('"', '\\"') + '"'
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or "\\" in text:
+        raise ConfigError(
+            f"{text!r} has a backslash or a control character, which no line of a batch script can "
+            "hold: give another name or folder"
+        )
+    return text
+
+
+def _begin(job: Job) -> list[str]:
+    """Write down that the stage has begun; where it was done already, the job is."""
+    if job.mark is None:
+        return []
+    return [
+        _mark(job, "started", after_work=False),
+        "case $? in",
+        "    0) ;;",
+        f'    {DONE_BEFORE}) echo "done before"; exit 0 ;;',
+        "    *) exit 1 ;;",
+        "esac",
+    ]
 
 
 def _srun(job: Job) -> list[str]:
@@ -118,6 +155,11 @@ def _continued(parts: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ending(job: Job) -> list[str]:
+    done = (
+        ["if ((status == 0)); then", f"    {_mark(job, 'done')} || exit", "fi"] if job.mark else []
+    )
+    if not job.launched:
+        return [*done, 'exit "$status"']
     lines = [
         "# 75: the ranks have saved and want to be started again; 138: SIGUSR1 came before a rank.",
         "if ((status == 75 || status == 138)); then",
@@ -126,9 +168,7 @@ def _ending(job: Job) -> list[str]:
         '    scontrol requeue "$SLURM_JOB_ID" && sleep 600',
         "fi",
     ]
-    if job.mark:
-        lines += ["if ((status == 0)); then", f"    {_mark(job, 'done')} || exit", "fi"]
-    return [*lines, 'exit "$status"']
+    return [*lines, *done, 'exit "$status"']
 
 
 def _mark(job: Job, state: str, *, after_work: bool = True) -> str:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from megarl.algorithms.kl import kl_controller
+from megarl.algorithms.policy import PolicyLossOptions
 from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.dataset import Dataset
@@ -302,9 +303,14 @@ def policy_settings(config: Config) -> PolicyLossSettings:
     algorithm = config.algorithm
     low, high = algorithm.clip_ratio_low, algorithm.clip_ratio_high
     return PolicyLossSettings(
-        clip_ratio_low=algorithm.clip_ratio if low is None else low,
-        clip_ratio_high=algorithm.clip_ratio if high is None else high,
-        clip_ratio_c=algorithm.clip_ratio_c,
+        policy_loss=algorithm.policy_loss,
+        options=PolicyLossOptions(
+            clip_ratio_low=algorithm.clip_ratio if low is None else low,
+            clip_ratio_high=algorithm.clip_ratio if high is None else high,
+            clip_ratio_c=algorithm.clip_ratio_c,
+            tau_pos=algorithm.tau_pos,
+            tau_neg=algorithm.tau_neg,
+        ),
         entropy_coef=algorithm.entropy_coef,
         kl_loss_coef=algorithm.kl_loss_coef if algorithm.use_kl_loss else 0.0,
         kl_loss_type=algorithm.kl_loss_type,

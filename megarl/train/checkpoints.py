@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from megarl.checkpoint.folder import (
     UNREADABLE,
     CheckpointFolder,
     file_sizes,
+    input_facts,
     write_synced,
 )
 from megarl.errors import DataError, PeerError, RunError
 from megarl.models.dist_checkpoint import load_role, save_role
 from megarl.models.role_save import CheckpointError, RoleSave
+from megarl.runtime.aside import sync_tree
+from megarl.runtime.generators import generator_states, seed_generators, set_generator_states
 from megarl.runtime.requeue import ask_for_requeue, withdraw_requeue
-from megarl.train.stage import Stage
+from megarl.train.stage import Best, Stage
 
 _LOG = logging.getLogger("megarl.checkpoints")
 
@@ -38,17 +42,19 @@ class Checkpoints:
         self._stage, self._settings = stage, stage.config.checkpoint
         self._folder = CheckpointFolder(Path(stage.config.run.dir) / CHECKPOINTS)
         self._roles = stage.trained_roles()
+        self._inputs = input_facts(stage.config) if stage.control.is_rank(0) else {}
         self._on_the_way: tuple[int, list[RoleSave], str] | None = None
         """Step, parts and state of a save that is still being written."""
 
     def save_if_due(self) -> None:
-        """After every `checkpoint.save_interval` steps, after the last, and when asked to leave."""
+        """After every `checkpoint.save_interval` steps, the last, a best one, and when asked to."""
         stage, interval = self._stage, self._settings.save_interval
         asked, written = self._agree_on_facts()
         if written:
             self._complete()
         last = stage.step == stage.config.run.steps
-        if asked or (interval and (stage.step % interval == 0 or last)):
+        is_best = stage.best is not None and stage.best.step == stage.step
+        if asked or is_best or (interval and (stage.step % interval == 0 or last)):
             with stage.verb("save_checkpoint"):
                 self._complete()
                 self._begin(copies=self._settings.async_save and not (asked or last))
@@ -56,6 +62,8 @@ class Checkpoints:
             stage.leaving = True
             if stage.control.is_rank(0):
                 ask_for_requeue(Path(stage.config.run.dir), stage.step)
+                sys.stderr.write(f"megarl: step {stage.step} is saved; the same command goes on\n")
+                sys.stderr.flush()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, where there is one and the settings want it.
@@ -65,8 +73,8 @@ class Checkpoints:
         """
         stage, mode = self._stage, self._settings.resume_mode
         first = stage.control.is_rank(0)
-        # How much of it was drawn while models and engines were built is not the run's to tell.
-        torch.default_generator.manual_seed(stage.config.run.seed)
+        # How much of them was drawn while models and engines were built is not the run's to tell.
+        seed_generators(stage.config.run.seed)
         if mode != "never":
             with stage.verb("load_checkpoint"):
                 found = self._folder.candidates(mode) if first else []
@@ -112,7 +120,13 @@ class Checkpoints:
     def _begin(self, *, copies: bool) -> None:
         """Write the step's checkpoint; with `copies` it may be whole later."""
         stage, folder, step = self._stage, self._folder, self._stage.step
-        state = {"step": step, "world_size": stage.universe.size, "stage": stage.state_dict()}
+        state = {
+            "step": step,
+            "world_size": stage.universe.size,
+            "inputs": self._inputs,
+            "best": None if stage.best is None else asdict(stage.best),
+            "stage": stage.state_dict(),
+        }
         with self._saving(step):
             if stage.control.is_rank(0):
                 folder.begin(step, list(self._roles))
@@ -131,11 +145,15 @@ class Checkpoints:
         with self._saving(step):
             for save in saves:
                 save.finish()
+            for name, role in self._roles.items():
+                if role.pool.ranks[0] == self._stage.universe.rank:
+                    sync_tree(aside / name)
             self._stage.control.gather(None)  # all files are written
             if self._stage.control.is_rank(0):
                 whole = json.loads(state) | {"files": file_sizes(aside)}
-                write_synced(aside / STATE, json.dumps(whole))
-                self._folder.finish(step, settings.keep_last, settings.keep_every)
+                write_synced(aside / STATE, json.dumps(whole).encode())
+                best = whole["best"] and whole["best"]["step"]
+                self._folder.finish(step, settings.keep_last, settings.keep_every, best)
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -160,7 +178,7 @@ class Checkpoints:
                 role.offload()
         own = io.BytesIO()  # a full disk has a name when Python writes the file
         torch.save(self._generators(), own)
-        (path / _rank_file(self._stage.universe.rank)).write_bytes(own.getvalue())
+        write_synced(path / _rank_file(self._stage.universe.rank), own.getvalue())
         return saves if copies else []
 
     def _try(self, step: int) -> DataError | None:
@@ -188,21 +206,31 @@ class Checkpoints:
             if role.here:
                 load_role(role.engine, path / name)
                 role.offload()
-        own = path / _rank_file(stage.universe.rank)
         if state["world_size"] == stage.universe.size:
-            self._set_generators(torch.load(own, weights_only=True))
+            self._set_generators(_read_generators(path / _rank_file(stage.universe.rank)))
         stage.step = int(state["step"])
+        stage.best = Best(**state["best"]) if state.get("best") else None
         stage.load_state_dict(state["stage"])
 
     def _generators(self) -> dict[str, Any]:
         own = {n: r.engine.mesh.rng_states for n, r in self._roles.items() if r.here}
-        return {"roles": own, "torch": torch.get_rng_state()}
+        return {"roles": own, **generator_states()}
 
     def _set_generators(self, states: dict[str, Any]) -> None:
-        for name, own in states["roles"].items():
-            self._roles[name].engine.mesh.rng_states = own
-        torch.set_rng_state(states["torch"])
+        for name, role in self._roles.items():
+            if role.here and name in states["roles"]:  # roles may have moved to other ranks
+                role.engine.mesh.rng_states = states["roles"][name]
+        set_generator_states(states)
 
 
 def _rank_file(rank: int) -> str:
     return f"rank_{rank:04d}.pt"
+
+
+def _read_generators(path: Path) -> dict[str, Any]:
+    try:
+        states: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # Zip and pickle readers fail each in ways of its own.
+        cause = f"{path.name}: {type(error).__name__}"
+        raise DataError(f"checkpoint {path.parent} cannot be read: {cause}") from error
+    return states

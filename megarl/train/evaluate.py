@@ -24,8 +24,9 @@ class Answer:
     reward: float
     finished: bool
     source: str
-    right: bool
-    """The function (without one: the reward) calls it a success, and it ended by itself."""
+    right: bool | None
+    """The function calls it a success, and it ended by itself; None without a function: where a
+    reward model's scores would begin to be right, nobody knows."""
     token_ids: tuple[int, ...]
 
 
@@ -36,23 +37,28 @@ class Evaluation:
     answers: tuple[Answer, ...]
 
     @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return sum(answer.right for answer in self.answers) / max(len(self.answers), 1)
+    def accuracy(self) -> float | None:
+        """Share of right answers; None where nothing says which are."""
+        return _share_right(self.answers)
 
     def metrics(self) -> dict[str, float]:
-        """Accuracy and mean reward, in all and per source."""
+        """Mean reward, and accuracy where there is one, in all and per source."""
         count = max(len(self.answers), 1)
-        out = {
+        out: dict[str, float | None] = {
             "eval/accuracy": self.accuracy,
             "eval/reward_mean": sum(answer.reward for answer in self.answers) / count,
             "eval/finished": sum(answer.finished for answer in self.answers) / count,
         }
         sources = sorted({answer.source for answer in self.answers})
         for source in sources if len(sources) > 1 else []:
-            own = [answer.right for answer in self.answers if answer.source == source]
-            out[f"eval/accuracy/{source}"] = sum(own) / len(own)
-        return out
+            own = [answer for answer in self.answers if answer.source == source]
+            out[f"eval/accuracy/{source}"] = _share_right(own)
+        return {name: value for name, value in out.items() if value is not None}
+
+
+def _share_right(answers: Sequence[Answer]) -> float | None:
+    judged = [answer.right for answer in answers if answer.right is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def evaluate(
@@ -82,7 +88,9 @@ def evaluate(
             score.reward,
             one.finish_reason == "stop",
             one.request.prompt.source,
-            score.verdict >= success_reward - 1e-6 and one.finish_reason == "stop",
+            None
+            if score.verdict is None
+            else score.verdict >= success_reward - 1e-6 and one.finish_reason == "stop",
             one.response_ids,
         )
         for one, score in zip(rollouts, scores, strict=True)

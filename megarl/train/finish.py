@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 from megarl.models.transformer_config import torch_dtype
-from megarl.observe.curves import plot_curves
+from megarl.observe.curves import draw_run
 from megarl.observe.report import SampleAnswer, answers_table, show, summary_table, to_text
 from megarl.observe.summary import summarize, table_rows
 from megarl.roles.export import export_hf
@@ -42,7 +41,8 @@ def _report(run: Run, folder: Path) -> None:
     evaluations = run.evaluations
     for step, evaluation in evaluations.items():
         write_answers(folder / f"answers-step{step}.jsonl", evaluation)
-    accuracy = {step: one.accuracy for step, one in evaluations.items()}
+    found = {step: one.accuracy for step, one in evaluations.items()}
+    accuracy = {step: value for step, value in found.items() if value is not None}
     summary = summarize(folder / "metrics.jsonl", accuracy)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     table = summary_table(table_rows(summary), ("", "first", "last"), f"Run {folder}")
@@ -52,11 +52,7 @@ def _report(run: Run, folder: Path) -> None:
         answers = answers_table(paired_answers(evaluations))
         show(answers)
         text += to_text(answers)
-    drawable = importlib.util.find_spec("matplotlib") is not None
-    text += "" if drawable else "There is no curves.png: matplotlib is not installed.\n"
-    (folder / "report.txt").write_text(text)
-    if drawable:
-        plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=str(folder))
+    (folder / "report.txt").write_text(text + draw_run(folder))
 
 
 def write_answers(path: Path, evaluation: Evaluation) -> None:

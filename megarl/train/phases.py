@@ -13,10 +13,11 @@ from megarl.algorithms.advantages import (
     estimator,
     sequence_rewards,
     token_level_rewards,
+    whitening,
 )
 from megarl.algorithms.advantages import compute_advantages as estimate
 from megarl.algorithms.kl import kl_estimate
-from megarl.algorithms.masked import masked_sum, moments, whiten
+from megarl.algorithms.masked import masked_sum
 from megarl.algorithms.stats import PolicyStats, ValueStats
 from megarl.data.seeds import stable_hash, step_seeds
 from megarl.errors import RunError
@@ -145,16 +146,19 @@ def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
     algorithm = run.config.algorithm
     with run.verb("advantages"):
         advantages = returns = None
-        sums = torch.zeros(3, dtype=torch.float64)
+        chosen = estimator(algorithm.adv_estimator)
+        whitens = chosen.needs_values and algorithm.whiten_advantages
+        normalization = whitening if whitens else chosen.normalization
+        sums = torch.zeros(normalization.num_sums if normalization else 0, dtype=torch.float64)
         if scored.actor is not None and run.actor.is_owner:
-            mask = scored.actor.mask
-            inputs = _advantage_inputs(run, scored, mask)
+            inputs = _advantage_inputs(run, scored, scored.actor.mask)
             advantages, returns = estimate(algorithm.adv_estimator, inputs)
-            sums = moments(advantages, mask)
-        sums = run.control.sum(sums)
-        if advantages is not None and scored.actor is not None:
-            if algorithm.whiten_advantages and estimator(algorithm.adv_estimator).needs_values:
-                advantages = whiten(advantages, scored.actor.mask, sums)
+            if normalization is not None:
+                sums = normalization.sums(inputs, advantages)
+        if normalization is not None:
+            sums = run.control.sum(sums)
+            if advantages is not None and scored.actor is not None:
+                advantages = normalization.apply(advantages, scored.actor.mask, sums)
         critic_returns = _actor_to_critic(run, scored, returns)
         metrics = _table_metrics(scored.table)
         if run.needs_old_logprobs(len(scored.rows.mini_batches)):

@@ -70,11 +70,11 @@ class Preference:
             response_length=tuple(len(p.prompt_ids) + len(p.rejected_ids) for p in pairs),
             mini_batches=(everyone,),
         )
-        tokens = {
-            row: torch.tensor(p.prompt_ids + p.chosen_ids + p.prompt_ids + p.rejected_ids)
-            for row, p in enumerate(pairs)
-        }
-        return rows, self.role.take_rows(self.role.deal(rows), tokens)
+        dealt, tokens = self.role.deal(rows), {}
+        for row in dealt.map.rows_of(self._control.rank):
+            p = pairs[row]
+            tokens[row] = torch.tensor(p.prompt_ids + p.chosen_ids + p.prompt_ids + p.rejected_ids)
+        return rows, self.role.take_rows(dealt, tokens)
 
 
 def _per_pair(sums: Sequence[float], count: int) -> dict[str, float]:

@@ -106,8 +106,7 @@ class Run(Learner):
                 self.config.reward.success_reward,
             )
         self.evaluations[self.step] = result
-        seconds = self.books.phases.pop()["timing_s/evaluate"]
-        self.log(result.metrics() | {"eval/seconds": seconds}, self.step)
+        self.log_evaluation(result.metrics())
 
     def _sync_metrics(self) -> dict[str, float]:
         """The sync's bytes over all ranks, and the slowest rank's time."""

@@ -25,8 +25,8 @@ class Score(NamedTuple):
 
     reward: float
     """To training."""
-    verdict: float
-    """To evaluation: the function's reward, or without a function the same."""
+    verdict: float | None
+    """The function's reward, which says right from wrong; None without a function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ class Scorer:
             reward - self.missing_eos_penalty * (one.finish_reason != "stop")
             for reward, one in zip(rewards, rollouts, strict=True)
         ]
-        judged = rewards if self.function is None else said_by_function
+        judged: Sequence[float | None] = (
+            said_by_function if self.function else [None] * len(rewards)
+        )
         return [Score(*both) for both in zip(rewards, judged, strict=True)]
 
 

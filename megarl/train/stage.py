@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megarl.config.schema import Config
+from megarl.errors import ConfigError
 from megarl.mesh.control import Control
 from megarl.mesh.universe import Universe
 from megarl.observe.logger import Logger
@@ -36,6 +38,17 @@ def open_books(config: Config, universe: Universe, name: str) -> Books:
     return Books(logger, Progress(name, config.run.steps, enabled=config.observe.progress))
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The step with the best evaluation so far."""
+
+    metric: str
+    higher: bool
+    """Whether higher is better."""
+    step: int
+    value: float
+
+
 @dataclass(kw_only=True)
 class Stage(ABC):
     """One stage of training on this rank; fields hold the same on all ranks."""
@@ -46,6 +59,8 @@ class Stage(ABC):
     books: Books
     step: int = 0
     """Steps that are done."""
+    best: Best | None = None
+    """None before the first evaluation after a step, and without checkpoint.best_metric."""
     leaving: bool = False
     """Whether the run was asked to end before its last step, and has been saved."""
 
@@ -80,6 +95,30 @@ class Stage(ABC):
         """Before the first step, after the last, and as often as the settings say."""
         interval, steps = self.config.run.eval_interval, self.config.run.steps
         return self.step in (0, steps) or (interval > 0 and self.step % interval == 0)
+
+    def log_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Write an evaluation's metrics and time, and note whether it is the best so far.
+
+        Raises ConfigError for a checkpoint.best_metric that is not among them.
+        """
+        seconds = self.books.phases.pop()["timing_s/evaluate"]
+        self.log({**metrics, "eval/seconds": seconds}, self.step)
+        settings = self.config.checkpoint
+        if (name := settings.best_metric) is None:
+            return
+        if name not in metrics:
+            raise ConfigError(
+                f"checkpoint.best_metric {name!r} is no metric of this run's evaluations: one of "
+                f"{', '.join(sorted(metrics))}"
+            )
+        higher = settings.higher_is_better
+        higher = not name.endswith("loss") if higher is None else higher
+        value, before = metrics[name], self.best
+        if before is not None and (before.metric, before.higher) != (name, higher):
+            before = None  # of other settings: what is asked for now counts from here on
+        better = before is None or (value > before.value if higher else value < before.value)
+        if self.step > 0 and math.isfinite(value) and better:
+            self.best = Best(name, higher, self.step, value)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write metrics, on the rank that keeps the books."""

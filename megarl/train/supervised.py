@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from megarl.mesh.run_plan import RolePlan
 from megarl.models.transformer_config import torch_dtype
-from megarl.observe.curves import SUPERVISED_PANELS, plot_curves
-from megarl.observe.metrics_file import METRICS_FILE
+from megarl.observe.curves import SUPERVISED_PANELS, draw_run
 from megarl.observe.report import show, summary_table, to_text
 from megarl.roles.export import export_hf
 from megarl.roles.megatron_role import MegatronRole
@@ -101,9 +100,8 @@ class SupervisedStage(Stage):
         with self.verb("evaluate"):
             size = self.config.algorithm.global_batch_size
             self.evaluations[self.step] = self.objective.evaluate(self.eval_examples, size)
-        seconds = self.books.phases.pop()["timing_s/evaluate"]
-        found = {f"eval/{name}": value for name, value in self.evaluations[self.step].items()}
-        self.log(found | {"eval/seconds": seconds}, self.step)
+        found = self.evaluations[self.step].items()
+        self.log_evaluation({f"eval/{name}": value for name, value in found})
 
     def finish_step(self, metrics: dict[str, float]) -> None:
         """Log the step, show it, evaluate when due."""
@@ -151,12 +149,11 @@ def _report(stage: SupervisedStage, folder: Path) -> None:
     found = {f"{step}": metrics for step, metrics in sorted(stage.evaluations.items())}
     summary = {"steps": stage.step, "evaluations": found}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    text = ""
     if found:
         first, last = next(iter(found.values())), next(reversed(found.values()))
         rows = {f"held-out {name}": (first[name], value) for name, value in last.items()}
         table = summary_table(rows, ("", "first", "last"), f"Run {folder}")
         show(table)
-        (folder / "report.txt").write_text(to_text(table))
-    plot_curves(
-        folder / METRICS_FILE, folder / "curves.png", panels=SUPERVISED_PANELS, title=str(folder)
-    )
+        text = to_text(table)
+    (folder / "report.txt").write_text(text + draw_run(folder, SUPERVISED_PANELS))

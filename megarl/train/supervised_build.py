@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config
-from megarl.data.examples import Example, configured_examples
-from megarl.data.indexed import IndexedOrder, IndexedSamples, open_indexed
+from megarl.data.blend import wants_evaluation
+from megarl.data.examples import configured_examples
+from megarl.data.indexed import IndexedOrder, open_indexed
 from megarl.data.order import PromptOrder
 from megarl.data.preferences import configured_pairs
 from megarl.mesh.control import Control
@@ -33,35 +33,20 @@ def build_pretraining(
     parts = _Parts("pretrain", config, plan, universe, control)
     role = parts.role(Actor)
     batch = config.algorithm.global_batch_size
+    indexed = config.data.indexed
+    evaluates = wants_evaluation(indexed.split, config.run.eval_interval)
     data = open_indexed(
-        config.data.indexed,
+        indexed,
         num_train_samples=config.run.steps * batch,
-        num_eval_samples=config.data.eval_size if config.run.eval_interval else 0,
+        num_eval_samples=config.data.eval_size if evaluates else 0,
         seed=config.run.seed,
         vocab_size=plan.actor.shape.vocab_size,
         eod=AutoTokenizer.from_pretrained(plan.actor.path).eos_token_id,
         run_dir=config.run.dir,
         group=universe,
     )
-    held_out = () if data.eval is None else _Windows(data.eval)
     order = IndexedOrder(data, batch)
-    return parts.stage(NextToken(control, role), _Windows(data.train), held_out, order)
-
-
-class _Windows(Sequence[Example]):
-    """Indexed samples as examples."""
-
-    def __init__(self, samples: IndexedSamples) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        sample = self._samples[index]
-        return Example(sample.tokens, torch.cat((torch.tensor([False]), sample.loss_mask)))
+    return parts.stage(NextToken(control, role), data.train, data.eval or (), order)
 
 
 def build_sft(

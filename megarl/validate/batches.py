@@ -5,7 +5,6 @@ from __future__ import annotations
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
-from megarl.validate.contradictions import has_transformer_engine
 
 
 def check_groups(config: Config) -> None:
@@ -32,11 +31,6 @@ def check_micro_batches(config: Config, purpose: str = "train") -> None:
     """ConfigError where no micro-batch could hold the longest sample."""
     data, algorithm = config.data, config.algorithm
     longest = data.max_prompt_length + data.max_response_length
-    if algorithm.sequence_packing and has_transformer_engine():
-        raise ConfigError(
-            "algorithm.sequence_packing is true and layers are TransformerEngine's, which would "
-            "read the mask between samples otherwise: set it to false"
-        )
     if not algorithm.use_dynamic_batch_size:
         return
     if purpose == "pretrain":

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, get_args
 
 from megarl.algorithms.advantages import estimator
+from megarl.algorithms.kl import KL_KINDS
 from megarl.algorithms.losses import LossAggMode
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
@@ -32,7 +33,7 @@ NAMES: dict[str, Sequence[str | None]] = {
     "rollout.engine": ("vllm", "transformers", "scripted"),
     "rollout.dtype": (None, *_DTYPES),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
-    "algorithm.kl_loss_type": ("k1", "k2", "k3", "abs", "kl", "mse", "low_var_kl"),
+    "algorithm.kl_loss_type": KL_KINDS,
     "algorithm.loss_agg_mode": get_args(LossAggMode),
 }
 """Key -> the names it may have."""
@@ -103,6 +104,8 @@ RANGES: dict[str, Range] = {
     "algorithm.kl_ctrl.target_kl": _POSITIVE,
     "algorithm.kl_ctrl.horizon": _COUNT,
     "algorithm.kl_loss_coef": _NATURAL,
+    "algorithm.tau_pos": _POSITIVE,
+    "algorithm.tau_neg": _POSITIVE,
     "algorithm.clip_ratio": Range(0, 1, open_high=True),
     "algorithm.clip_ratio_low": Range(0, 1, open_high=True),
     "algorithm.clip_ratio_high": _NATURAL,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from megarl.algorithms.advantages import estimator
+from megarl.algorithms.policy import policy_loss
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
+from megarl.data.blend import wants_evaluation
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
-from megarl.runtime.device import on_cuda
 
 
 def check_contradictions(config: Config) -> None:
     """ConfigError for the first contradiction of a training run."""
     _check_estimator(config)
+    _check_policy_loss(config)
     _check_kl(config)
     _check_sampling(config)
     if config.reward.function_coef == 0 and not config.reward.model.path:
@@ -24,6 +24,47 @@ def check_contradictions(config: Config) -> None:
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
         check_schedule(config.critic.optimizer, "critic")
+
+
+EVALUATED = {
+    "train": ("eval/accuracy", "eval/reward_mean", "eval/finished"),
+    "pretrain": ("eval/loss", "eval/probability"),
+    "sft": ("eval/loss", "eval/probability"),
+    "reward": (
+        "eval/loss", "eval/accuracy", "eval/reward_chosen", "eval/reward_rejected",
+        "eval/reward_margin",
+    ),
+}  # fmt: skip
+"""Command -> metrics of its evaluations; training also has eval/accuracy/SOURCE."""
+
+
+def check_best_metric(config: Config, purpose: str) -> None:
+    """ConfigError for a best metric that no evaluation gives."""
+    name, data, interval = config.checkpoint.best_metric, config.data, config.run.eval_interval
+    if name is None:
+        return
+    known = EVALUATED[purpose]
+    if name not in known and not (purpose == "train" and name.startswith("eval/accuracy/")):
+        raise ConfigError(
+            f"checkpoint.best_metric is {name!r}, which evaluations do not give: one of "
+            f"{', '.join(known)}"
+        )
+    reward = config.reward
+    judged = reward.function is not None or not reward.model.path
+    if purpose == "train" and name.startswith("eval/accuracy") and not judged:
+        raise ConfigError(
+            f"checkpoint.best_metric is {name!r}, and a reward model alone decides: nothing says "
+            "which answers are right; take eval/reward_mean, or give a reward.function (with "
+            "function_coef 0 it judges evaluations and nothing else)"
+        )
+    indexed = bool(data.indexed.blend)
+    has_data = wants_evaluation(data.indexed.split, interval) if indexed else data.eval_path
+    if not has_data:
+        source = f"data.indexed.split {data.indexed.split!r}" if indexed else "data.eval_path ''"
+        raise ConfigError(
+            f"checkpoint.best_metric is {name!r}, and {source} leaves nothing to evaluate on: give "
+            "held-out data, or set checkpoint.best_metric=null"
+        )
 
 
 def check_alias(config: Config, plan: RunPlan) -> None:
@@ -47,11 +88,6 @@ def check_alias(config: Config, plan: RunPlan) -> None:
             "weight_sync.alias and rollout.enable_sleep_mode are both true: vLLM would give back "
             "memory that is the actor's; set one of them to false"
         )
-    if on_cuda() and not config.rollout.enforce_eager:
-        raise ConfigError(
-            "weight_sync.alias is true and rollout.enforce_eager false: CUDA graphs would keep the "
-            "memory that they were captured with; set one of them otherwise"
-        )
 
 
 def check_schedule(optimizer: OptimizerConfig, role: str) -> None:
@@ -70,7 +106,7 @@ def check_schedule(optimizer: OptimizerConfig, role: str) -> None:
 
 
 def check_mesh_settings(mesh: MeshConfig, key: str) -> None:
-    """ConfigError for a mesh that contradicts itself, or that this machine cannot have."""
+    """ConfigError for a mesh that contradicts itself."""
     vpp, pp = mesh.virtual_pipeline_model_parallel_size, mesh.pipeline_model_parallel_size
     if vpp is not None and vpp < 1:
         raise ConfigError(
@@ -82,17 +118,6 @@ def check_mesh_settings(mesh: MeshConfig, key: str) -> None:
             f"{key}: virtual_pipeline_model_parallel_size {vpp} needs a pipeline, and "
             f"pipeline_model_parallel_size is {pp}: set that to 2 or more, or the other to null"
         )
-    cp = mesh.context_parallel_size
-    if cp > 1 and not has_transformer_engine():
-        raise ConfigError(
-            f"{key}.context_parallel_size is {cp}: more than 1 needs TransformerEngine and CUDA, "
-            "which are not both here; set it to 1, or install transformer-engine"
-        )
-
-
-def has_transformer_engine() -> bool:
-    """Whether layers will be TransformerEngine's, as `models.layer_spec` chooses."""
-    return on_cuda() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def needs_critic(config: Config) -> bool:
@@ -107,7 +132,12 @@ def needs_reference(config: Config) -> bool:
 
 def _check_estimator(config: Config) -> None:
     algorithm, samples = config.algorithm, config.data.n_samples_per_prompt
-    if not needs_critic(config) and samples < 2:
+    if estimator(algorithm.adv_estimator).needs_greedy:
+        raise ConfigError(
+            f"algorithm.adv_estimator {algorithm.adv_estimator} compares with a greedy answer to "
+            "each prompt, which runs do not sample yet: take rloo or grpo"
+        )
+    if estimator(algorithm.adv_estimator).needs_groups and samples < 2:
         raise ConfigError(
             f"algorithm.adv_estimator {algorithm.adv_estimator} compares the samples of a prompt, "
             f"and data.n_samples_per_prompt is {samples}: every advantage would be 0; sample 2 or "
@@ -117,6 +147,21 @@ def _check_estimator(config: Config) -> None:
         raise ConfigError(
             f"algorithm.critic_warmup is {algorithm.critic_warmup}, and "
             f"{algorithm.adv_estimator} has no critic: set it to 0, or take gae"
+        )
+
+
+def _check_policy_loss(config: Config) -> None:
+    name, ranks = config.algorithm.policy_loss, config.actor.mesh.context_parallel_size
+    loss = policy_loss(name)
+    if loss.needs_selection:
+        raise ConfigError(
+            f"algorithm.policy_loss {name} treats tokens apart that are picked from the whole "
+            "mini-batch, which runs do not do yet: take ppo, gspo or cispo"
+        )
+    if loss.needs_sequences and ranks > 1:
+        raise ConfigError(
+            f"algorithm.policy_loss {name} averages over whole responses, and actor.mesh has "
+            f"context_parallel_size {ranks}, which cuts them: set it to 1, or take ppo or cispo"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megarl.config.schema import Config
-from megarl.data.blend import check_corpora, parse_blend
+from megarl.data.blend import check_corpora, parse_blend, wants_evaluation
 from megarl.errors import ConfigError, DataError
 from megarl.mesh.run_plan import RunPlan
 
@@ -45,7 +45,7 @@ def check_indexed(config: Config, plan: RunPlan, tokenizer: Any) -> None:
             "eos_token: name one, or leave eod_mask_loss out"
         )
     blend = parse_blend(data.indexed.blend)
-    want_eval = config.run.eval_interval > 0
+    want_eval = wants_evaluation(data.indexed.split, config.run.eval_interval)
     vocabulary = plan.actor.shape.vocab_size
     for index in check_corpora(blend, data.indexed.split, data.indexed.seq_length, want_eval):
         largest = index.largest_token(SCANNED_BYTES)

@@ -13,12 +13,8 @@ from megarl.layout.rules import ModelShape
 from megarl.layout.vllm_side import vllm_parameters
 from megarl.mesh.layout import MeshLayout, layout_from_config
 from megarl.mesh.run_plan import RolePlan, RunPlan
-from megarl.runtime.device import on_cuda
 from megarl.validate.contradictions import check_mesh_settings
 from megarl.validate.models import Role, RoleModel
-
-CPU_HEAD_MULTIPLE = 32
-"""vLLM's attention on CPU takes head sizes that are multiples of this."""
 
 
 def make_plan(
@@ -149,13 +145,6 @@ def _check_rollout(
         raise ConfigError(
             f"rollout.tensor_parallel_size: {error}; the model takes {_divisors(sizes)}"
         ) from None
-    on_cpu_vllm = config.rollout.engine == "vllm" and not on_cuda()
-    if on_cpu_vllm and shape.head_dim % CPU_HEAD_MULTIPLE:
-        raise ConfigError(
-            f"rollout.engine is vllm, whose attention takes head sizes that are multiples of "
-            f"{CPU_HEAD_MULTIPLE} where there is no CUDA, and the model has head_dim "
-            f"{shape.head_dim}: take another model, or rollout.engine=transformers"
-        )
 
 
 def _divisors(number: int) -> str:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from megarl.layout.rules import ModelShape, family_of
-from megarl.runtime import unfinished
+from megarl.runtime.aside import sync_tree, take_place, work_folder
 
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "added_tokens.json",
-)
-"""What travels along with the weights, where it is there."""
+COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+"""Names of what belongs to a model beside its weights; an index of weights (*.index.json) does
+not."""
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what lies beside the weights: config, tokenizer, generation config, chat template."""
+    target.mkdir(exist_ok=True)
+    found = {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}
+    for file in sorted(found - set(source.glob("*.index.json"))):
+        shutil.copyfile(file, target / file.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name)
 
 
 def shard_tensors(
@@ -80,52 +80,40 @@ def head_keys(shape: ModelShape, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"architectures": [head], "num_labels": 1}
 
 
-class FolderWriter:
-    """Writes shards into `<folder>.partial` and renames it when `finish` is called.
+@contextmanager
+def new_folder(folder: Path, template: Path, num_shards: int) -> Iterator[FolderWriter]:
+    """A writer into `<folder>.partial`, which takes `folder`'s place when the block ends.
 
-    Use as `with FolderWriter(...) as writer`: an exception inside, or the end of the process
-    because a peer failed, removes what was written.
+    Beside the weights lies what lies beside `template`'s. An exception inside, or the end of the
+    process because a peer failed, removes what was written and leaves an older folder alone; a full
+    disk becomes a RunError.
     """
+    with work_folder(folder.with_name(folder.name + ".partial")) as partial:
+        copy_companions(template, partial)
+        yield FolderWriter(partial, num_shards)
+        sync_tree(partial)
+        take_place(partial, folder)
 
-    def __init__(self, folder: str | Path, template: str | Path, num_shards: int) -> None:
-        self._folder = Path(folder)
-        self._partial = self._folder.with_name(self._folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        unfinished.begin(self._partial)
-        self._partial.mkdir(parents=True)
-        for name in COMPANIONS:
-            if (Path(template) / name).exists():
-                shutil.copy2(Path(template) / name, self._partial / name)
-        self._num_shards = num_shards
+
+class FolderWriter:
+    """Writes shards into a folder, one after the other, and at last what says where they are."""
+
+    def __init__(self, folder: Path, num_shards: int) -> None:
+        self._folder, self._num_shards = folder, num_shards
         self._map: dict[str, str] = {}
         self._bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-        unfinished.end(self._partial)
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the next shard."""
         name = shard_name(len(set(self._map.values())), self._num_shards)
-        save_file(dict(tensors), str(self._partial / name), metadata={"format": "pt"})
+        save_file(dict(tensors), str(self._folder / name), metadata={"format": "pt"})
         # safetensors makes it readable for its owner alone: as config.json is, rather.
-        (self._partial / name).chmod((self._partial / "config.json").stat().st_mode)
+        (self._folder / name).chmod((self._folder / "config.json").stat().st_mode)
         self._map.update(dict.fromkeys(tensors, name))
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
     def finish(self, dtype: torch.dtype, **changes: Any) -> None:
-        """Write index and config, with `changes` in it; then give the folder its name."""
+        """Write index and config, with `changes` in it."""
         if self._num_shards > 1:
-            write_index(self._partial, self._map, self._bytes)
-        change_config(self._partial, dtype, **changes)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.replace(self._partial, self._folder)
+            write_index(self._folder, self._map, self._bytes)
+        change_config(self._folder, dtype, **changes)

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from ragged import ragged
 
-from megarl.algorithms.kl import AdaptiveKL, FixedKL, kl_controller, kl_estimate
+from megarl.algorithms.kl import KL_KINDS, AdaptiveKL, FixedKL, kl_controller, kl_estimate
 from megarl.errors import ConfigError, RunError
 
 F64 = torch.float64
@@ -27,10 +28,70 @@ def test_estimators_restate_schulmans_formulas():
         assert got == pytest.approx([formula(-1.0), formula(0.25), 0.0], abs=1e-10)
 
 
-@pytest.mark.parametrize(("alias", "kind"), [("kl", "k1"), ("mse", "k2"), ("low_var_kl", "k3")])
-def test_aliases(alias, kind):
-    x, y, mask = torch.randn(2, 3), torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    assert torch.equal(kl_estimate(x, y, mask, alias), kl_estimate(x, y, mask, kind))
+def test_all_kinds_agree_with_a_loop_on_a_ragged_batch():
+    batch = ragged(0)
+    for kind in KL_KINDS:
+        name = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}.get(kind.rstrip("+"), kind.rstrip("+"))
+        want = torch.zeros(batch.mask.shape, dtype=F64)
+        for i, j in batch.mask.nonzero().tolist():
+            d = batch.ref_logprobs[i, j].item() - batch.logprobs[i, j].item()
+            want[i, j] = {
+                "k1": -d,
+                "k2": d * d / 2,
+                "k3": math.exp(d) - 1 - d,
+                "abs": abs(d),
+            }[name]
+        got = kl_estimate(batch.logprobs, batch.ref_logprobs, batch.mask, kind)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["k1+", "k2+", "k3+", "abs+", "kl+", "low_var_kl+"])
+def test_with_a_plus_the_gradient_is_that_of_k2(kind):
+    batch = ragged(1)
+
+    def gradient(which):
+        logprobs = batch.logprobs.clone().requires_grad_()
+        kl_estimate(logprobs, batch.ref_logprobs, batch.mask, which).sum().backward()
+        return logprobs.grad
+
+    assert torch.equal(gradient(kind), gradient("k2"))
+    assert (gradient(kind)[~batch.mask] == 0).all() and (gradient(kind) != 0).any()
+
+
+def test_the_gradient_of_k2_alone_is_the_gradient_of_the_kl():
+    """In expectation over the whole vocabulary, of samples of the policy itself."""
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 50, dtype=F64, generator=generator)
+    logits.requires_grad_()
+    p, q, mask = logits.log_softmax(-1), other.log_softmax(-1), torch.ones(1, 50).bool()
+    (exact,) = torch.autograd.grad((p.exp() * (p - q)).sum(), logits, retain_graph=True)
+    for kind in ("k2", "k3+", "k3", "k1"):
+        estimates = kl_estimate(p[None], q[None], mask, kind)[0]
+        (expected,) = torch.autograd.grad(
+            (p.detach().exp() * estimates).sum(), logits, retain_graph=True
+        )
+        right = torch.allclose(expected, exact, rtol=0, atol=1e-10)
+        assert right == (kind in ("k2", "k3+"))
+
+
+@pytest.mark.parametrize("kind", KL_KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_impossible_tokens_stay_finite(kind, dtype):
+    inf = float("inf")
+    new = torch.tensor([[-inf, -1.0, -inf, -1e4, 0.0, torch.nan]], dtype=dtype, requires_grad=True)
+    ref = torch.tensor([[-1.0, -inf, -inf, 0.0, -1e4, torch.nan]], dtype=dtype)
+    mask = torch.tensor([[True] * 5 + [False]])
+    got = kl_estimate(new, ref, mask, kind)
+    got.sum().backward()
+    assert got.isfinite().all() and new.grad.isfinite().all() and got[0, 2] == 0 == got[0, 5]
+    assert got.dtype == torch.float32
+
+
+def test_no_tokens():
+    for kind in KL_KINDS:
+        for shape in ((0, 3), (2, 0)):
+            zeros = torch.zeros(shape)
+            assert kl_estimate(zeros, zeros, zeros.bool(), kind).shape == shape
 
 
 def test_k1_and_k3_are_unbiased():

@@ -29,7 +29,7 @@ PURE = (
 
 # Lowest first; a module belongs to the longest name that fits. Imports go down, or stay inside.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("megarl.types", "megarl.errors", "megarl.config"),
+    ("megarl.types", "megarl.errors", "megarl.plugins", "megarl.config"),
     PURE,
     ("megarl.native", "megarl.runtime", "megarl.observe"),
     ("megarl.mesh",),

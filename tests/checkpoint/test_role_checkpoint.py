@@ -50,6 +50,18 @@ def test_it_goes_on_bit_for_bit(
     assert not jobs.equal(whole[0], whole[1])
 
 
+def test_ranks_that_hold_the_same_share_the_writing(
+    cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    case = simple_case(tiny, tmp_path / "saved", "llama", MeshLayout(dp=2))
+    cluster.run(2, jobs.train_and_save, case, 1, 0)
+    sizes = [
+        sum(file.stat().st_size for file in (tmp_path / "saved").glob(f"__{rank}_*.distcp"))
+        for rank in (0, 1)
+    ]
+    assert max(sizes) < 0.6 * sum(sizes)
+
+
 @pytest.mark.slow
 def test_another_layout_has_the_same_weights_and_goes_the_same_way(
     cluster: Cluster, tiny: TinyModels, tmp_path: Path

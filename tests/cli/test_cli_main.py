@@ -125,6 +125,50 @@ def test_dry_runs_show_what_the_command_has(
     assert "rollout" in shown and "a step" not in shown and "critic" not in shown
 
 
+def test_a_dry_run_is_for_other_machines_too(
+    config: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Files are read where they lie; what this machine cannot do is another's to tell."""
+    monkeypatch.setattr("megarl.validate.engines.on_cuda", lambda: False)
+    gpus = ["rollout.enable_sleep_mode=true", "actor.mesh=t2c2", "critic.mesh=t2c2"]
+    for setting in gpus[:2]:
+        assert main(["train", config, setting]) == 2
+    assert main(["train", config, *gpus, "--dry-run"]) == 0
+    assert "\nnot checked here: device and engines\n" in capsys.readouterr().out
+    assert main(["train", config, *gpus, "--dry-run", "data.train_path=gone.jsonl"]) == 2
+    assert "data.train_path" in capsys.readouterr().err
+    assert main(["train", config, "rollout.engine_args.max_model_len=64", "--dry-run"]) == 2
+    assert "rollout.engine_args.max_model_len" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_bytes((made / "model/config.json").read_bytes())
+    there = ["data.train_path=gone.jsonl", f"actor.model.path={empty}"]
+    assert main(["train", config, *gpus, *there, "--dry-run"]) == 0
+    left = f"weights, tokenizer, data ({empty} has no weights), device and engines"
+    assert f"\nnot checked here: {left}\n" in capsys.readouterr().out
+
+
+def test_a_dry_run_looks_at_the_run_that_is_there(
+    config: str, entry: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Other settings and a checkpoint that is not whole; nothing is written."""
+    under_torchrun(monkeypatch, 0, 4)
+    assert main(["train", config]) == 0
+    folder = tmp_path / "run"
+    (folder / "metrics.jsonl").touch()
+    before = sorted(folder.rglob("*"))
+    assert main(["train", config, "--dry-run"]) == 0
+    assert main(["train", config, "--dry-run", "run.seed=7"]) == 2
+    assert "holds a run with other settings: run.seed was 0 and is 7" in capsys.readouterr().err
+    assert main(["sft", config, "--dry-run", "data.response_column=label"]) == 2
+    assert main(["train", config, "--dry-run", "run.seed=7", "checkpoint.resume_mode=never"]) == 0
+    assert sorted(folder.rglob("*")) == before
+    (folder / "checkpoints/iter_0000002").mkdir(parents=True)
+    (folder / "checkpoints/latest_checkpointed_iteration.txt").write_text("2\n")
+    assert main(["train", config, "--dry-run"]) == 2
+    assert "iter_0000002 cannot be read: state.json" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_message_and_status_2(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

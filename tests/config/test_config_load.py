@@ -60,7 +60,7 @@ def test_resolved_settings_load_to_the_same_config(tree: Path) -> None:
     overrides += ["resources.actor_gpus=[0,1,2,3]", "rollout.engine_args.nested.deep=[1, a]"]
     loaded = load_with_origins(tree / "run.yaml", overrides)
     saved = tree / "out/config.yaml"
-    save_resolved(loaded.config, loaded.origins, saved)
+    save_resolved(loaded.config, loaded.origins, saved, "train")
     assert load_config(saved) == loaded.config
     assert "seed: 7  # " + str(tree / "run.yaml") in saved.read_text()
     assert "partial: 0.001  # override" in saved.read_text()

@@ -11,7 +11,7 @@ import torch
 from refusing import check, refused
 from tiny_folder import change_config, write_folder
 
-from megarl.validate import batches
+from megarl.validate import engines
 
 
 def test_what_is_right_becomes_a_plan(made: Path) -> None:
@@ -39,6 +39,32 @@ def test_roles_exist_only_where_something_reads_them(made: Path) -> None:
     assert plan.reference is not None and plan.reference.layout == plan.actor.layout
     plan = check(made, "resources.actor_gpus=[0]", purpose="eval", files=False)
     assert plan.critic is None and plan.actor.ranks == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "words", "overrides"),
+    [
+        (
+            "sft",
+            ["resources.actor_gpus is [0, 1]", "4 ranks", "run.world_size"],
+            ["resources.actor_gpus=[0,1]"],
+        ),
+        (
+            "sft",
+            ["checkpoint.best_metric is 'eval/los'", "one of eval/loss, eval/probability"],
+            ["checkpoint.best_metric=eval/los"],
+        ),
+        (
+            "reward",
+            ["data.indexed.blend is given", "`megarl pretrain`", "`megarl reward` reads"],
+            ["data.train_path=''", "data.indexed.blend=[corpus]"],
+        ),
+    ],
+)
+def test_what_is_another_commands(
+    purpose: str, words: list[str], overrides: list[str], made: Path
+) -> None:
+    refused(words, made, *overrides, purpose=purpose, files=False)
 
 
 def test_roles_on_pools_of_their_own(made: Path) -> None:
@@ -143,6 +169,34 @@ def test_meshes_that_do_not_fit(made: Path, words: list[str], overrides: list[st
 
 
 SETTINGS = {
+    "an unknown policy loss": (
+        ["algorithm.policy_loss", "'gpso'", "did you mean 'gspo'"],
+        ["algorithm.policy_loss=gpso"],
+    ),
+    "a policy loss that picks tokens": (
+        ["algorithm.policy_loss kl_cov", "whole mini-batch", "take ppo"],
+        ["algorithm.policy_loss=kl_cov"],
+    ),
+    "an estimator that wants greedy answers": (
+        ["algorithm.adv_estimator remax", "greedy answer", "take rloo"],
+        ["algorithm.adv_estimator=remax"],
+    ),
+    "a best metric and nothing to evaluate on": (
+        ["checkpoint.best_metric", "eval/accuracy", "eval_path ''", "best_metric=null"],
+        ["checkpoint.best_metric=eval/accuracy", "data.eval_path=''"],
+    ),
+    "an accuracy that a reward model alone does not give": (
+        ["checkpoint.best_metric", "reward model alone", "eval/reward_mean"],
+        [
+            "checkpoint.best_metric=eval/accuracy",
+            "data.eval_path=x.jsonl",
+            "reward.model.path=judge",
+        ],
+    ),
+    "a best metric that no evaluation gives": (
+        ["checkpoint.best_metric", "'reward_mean'", "eval/"],
+        ["checkpoint.best_metric=reward_mean"],
+    ),
     "groups and data-parallel ranks": (
         ["global_batch_size 16 holds 2 prompts", "n_samples_per_prompt 8", "4 data", "least 32"],
         ["data.n_samples_per_prompt=8", "actor.mesh=t1"],
@@ -384,7 +438,7 @@ def test_a_gpu_without_its_kernels(made: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_packed_rows_under_transformer_engine(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its layers would let samples see each other."""
-    monkeypatch.setattr(batches, "has_transformer_engine", lambda: True)
+    monkeypatch.setattr(engines, "has_transformer_engine", lambda: True)
     check(made, files=False)
     refused(["algorithm.sequence_packing", "TransformerEngine"], made,
             "algorithm.sequence_packing=true", files=False)  # fmt: skip

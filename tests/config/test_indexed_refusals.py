@@ -98,4 +98,5 @@ def test_samples_that_are_too_long(own: Path, corpus: Path) -> None:
 
 def test_tokens_of_another_tokenizer(own: Path) -> None:
     other = write_corpus(own / "other", [*DOCUMENTS, [64, 2, 3]])
-    refused(["holds token 64", "vocab_size 64", "another tokenizer"], own, blend=f"[{other}]")
+    refused(["holds token 64", "vocab_size 64", "another tokenizer"], own,
+            "data.indexed.split=1", blend=f"[{other}]")  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from tiny_folder import LLAMA
 
 from megarl.layout import hf_tensors, model_shape_from_hf
-from megarl.weights.folder import FolderWriter, shard_tensors
+from megarl.weights.folder import new_folder, shard_tensors
 
 LAYER_BYTES = 33_558_528
 """Of a layer of the model, in bf16."""
@@ -32,7 +32,7 @@ def write_big(folder: Path, num_layers: int, max_shard_bytes: int = 250_000_000)
     shapes = hf_tensors(model_shape_from_hf(hf))
     shards = list(shard_tensors(shapes, 2, max_shard_bytes))
     values = torch.randn(4096 * 1024 + 4096).bfloat16()
-    with FolderWriter(folder, template, len(shards)) as writer:
+    with new_folder(folder, template, len(shards)) as writer:
         for index, shard in enumerate(shards):
             # Each tensor starts at another element, so that no two are equal.
             writer.write(

@@ -16,6 +16,8 @@ from tiny_folder import change_config, write_folder
 from tiny_models import TinyModels
 
 from megarl.cli.main import main
+from megarl.convert import commands
+from megarl.errors import VerificationError
 
 DOCS = Path(__file__).parents[2] / "docs" / "conversion.md"
 ARGUMENTS = {
@@ -122,13 +124,17 @@ def test_what_megatron_lm_reads(tmp_path: Path) -> None:
     assert {name: found[name] for name in ARGUMENTS} == ARGUMENTS
 
 
-def test_a_scaled_rope_and_experts_are_in_the_arguments(tmp_path: Path) -> None:
+def test_a_scaled_rope_and_experts_are_in_the_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
     llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     source = write_folder(tmp_path / "llama", rope_scaling=llama3, rope_theta=500000.0)
     convert("hf-to-megatron", source, tmp_path / "a")
     args = torch.load(tmp_path / "a" / "release" / "common.pt", weights_only=False)["args"]
     assert (args.rotary_base, args.use_rope_scaling, args.rope_scaling_factor) == (500000, True, 8)
+    said = capsys.readouterr().err
+    assert "'original_max_position_embeddings': 64" in said and "Megatron-LM cannot" in said
     source = write_folder(
         tmp_path / "moe", architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe",
         num_experts=4, moe_intermediate_size=32, num_experts_per_tok=3, norm_topk_prob=True,
@@ -137,6 +143,44 @@ def test_a_scaled_rope_and_experts_are_in_the_arguments(tmp_path: Path) -> None:
     args = torch.load(tmp_path / "b" / "release" / "common.pt", weights_only=False)["args"]
     assert (args.num_experts, args.moe_ffn_hidden_size, args.moe_router_topk) == (4, 32, 3)
     assert (args.moe_router_pre_softmax, args.qk_layernorm) == (False, True)
+
+
+def test_a_run_keeps_a_folder_for_each_role(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one there is is taken; of several, one must be named."""
+    convert("hf-to-megatron", write_folder(tmp_path / "model"), tmp_path / "ckpt")
+    iteration = tmp_path / "run/iter_0000007"
+    shutil.copytree(tmp_path / "ckpt/release", iteration / "actor")
+    (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("7\n")
+    for number, source in enumerate((tmp_path / "run", iteration, iteration / "actor")):
+        convert("megatron-to-hf", source, tmp_path / f"{number}", "--hf", str(tmp_path / "model"))
+        assert (tmp_path / f"{number}" / "model.safetensors").exists()
+    shutil.copytree(iteration / "actor", iteration / "critic")
+    capsys.readouterr()
+    target = str(tmp_path / "none")
+    assert main(["convert", "megatron-to-hf", str(tmp_path / "run"), target]) == 2
+    said = capsys.readouterr().err
+    assert f"give one of {iteration / 'actor'}, {iteration / 'critic'}" in said
+
+
+@pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
+def test_what_is_not_the_same_model_gets_no_name(
+    direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_folder(tmp_path / "model")
+    if direction == "megatron-to-hf":
+        convert("hf-to-megatron", source, tmp_path / "ckpt")
+        source = tmp_path / "ckpt"
+
+    def differ(folder: Path, checkpoint: Path, dtype: str) -> str:
+        assert (folder / "config.json").exists() and (checkpoint / ".metadata").exists()
+        raise VerificationError("the two are not the same model")
+
+    monkeypatch.setattr(commands, "_compare_logits", differ)
+    arguments = [str(source), str(tmp_path / "out"), "--workers", "1", "--verify"]
+    assert main(["convert", direction, *arguments]) == 1
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_tied_head_may_be_there_once_more(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_one_epoch_is_the_documents_in_a_row(seed: int, tmp_path: Path) -> None:
     train = opened([prefix], tmp_path, count, seed=seed).train
     assert len(train) == count
     assert all(sample.tokens.shape == (SEQ + 1,) for sample in train)
-    assert train[0].tokens.dtype == torch.int64 and train[0].loss_mask.dtype == torch.bool
+    assert train[0].tokens.dtype == torch.int64 and train[0].learned.dtype == torch.bool
     stream = stream_of(train)
     assert len(stream) == count * SEQ + 1 and set(targets(train).values()) == {1}
     begins = {document[0]: document for document in documents}
@@ -199,10 +199,10 @@ def test_what_follows_an_end_of_document(tmp_path: Path) -> None:
     plain = opened([prefix], tmp_path, 10).train
     masked = opened([prefix], tmp_path, 10, eod_mask_loss=True).train
     assert same(plain, masked)
-    assert all(bool(sample.loss_mask.all()) for sample in plain)
+    assert all(bool(sample.learned[1:].all()) for sample in plain)
     for sample in masked:
-        assert torch.equal(sample.loss_mask, sample.tokens[:-1] != 7)
-    assert any(not bool(sample.loss_mask.all()) for sample in masked)
+        assert torch.equal(sample.learned[1:], sample.tokens[:-1] != 7)
+    assert any(not bool(sample.learned[1:].all()) for sample in masked)
 
 
 def test_a_cache_that_is_not_this_order(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_token_ids_beyond_the_model(tmp_path: Path) -> None:
         run_dir=tmp_path,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="sample 0 holds token 3, .*/c, and the model has 3"):
-        data.train[0]
+        _ = data.train[0].tokens
 
 
 def test_folders_that_cannot_be(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_outputs_and_settings_that_cannot_be(made: Path, tmp_path: Path) -> None
         ("texts.jsonl cannot be written", {"out": file / "out"}),
         ("--workers is 0", {"workers": 0}),
         ("a column twice", {"columns": ("text", "text")}),
-        ("no tokenizer can be read", {"made": tmp_path}),
+        ("there is no such folder", {"made": tmp_path}),
         ("unknown format", {"file": Path(__file__)}),
     ]
     for words, changes in cases:

@@ -93,6 +93,10 @@ class ForkedRuns:
         """What the ranks of the last run printed."""
         return "\n".join(self._log(rank).read_text()[-3000:] for rank in range(self.num_ranks))
 
+    def log(self, rank: int) -> str:
+        """What a rank wrote into its log."""
+        return (self.run_dir / f"logs/rank_{rank}.log").read_text()
+
     def steps(self) -> list[int]:
         """Of the checkpoints."""
         found = (self.run_dir / "checkpoints").glob("iter_???????")

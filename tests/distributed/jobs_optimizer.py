@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from worker import Rank
 
 from megarl.config.schema import OptimizerConfig
-from megarl.mesh.layout import MeshLayout
+from megarl.layout.memory import TrainedWith, gathered_bytes
+from megarl.mesh.layout import MeshLayout, megatron_slice
+from megarl.models.dist_checkpoint import save_role
 from megarl.models.micro_batch import MicroBatch, build_micro_batch
 from megarl.models.offload import gradient_tensors, optimizer_tensors
 
@@ -76,6 +79,52 @@ def offloaded_steps(
     tensors |= {f"g{i}": g.detach().clone() for i, g in enumerate(grads)}
     count = sum(p.numel() for p in parameters)
     return OffloadFacts(tensors, freed, empty, stay, count)
+
+
+def away_after_a_save(
+    rank: Rank, path: str, optimizer: OptimizerConfig, folder: str
+) -> tuple[bool, bool]:
+    """Whether Adam's states and gradients, both away before it, are so after a save."""
+    actor = make_actor(rank, path, MeshLayout(), optimizer=optimizer)
+    engine, trainer = actor.engine, actor.engine.trainer
+    engine.train_step(_micro_batches(rank, MeshLayout()), _loss, lambda reports: None)
+    trainer.offload()
+    Path(folder).mkdir()
+    save_role(engine, Path(folder)).finish()
+    parameters = list(engine.parameters().values())
+    each = _large_states(trainer, parameters), list(gradient_tensors(trainer.chunks))
+    states, gradients = ([t.untyped_storage().nbytes() == 0 for t in found] for found in each)
+    assert states and gradients
+    return any(states), all(gradients)
+
+
+@dataclass(frozen=True)
+class BucketFacts:
+    """Of one rank's gradients."""
+
+    limits: list[int | None]
+    """Elements at which each chunk closes a bucket; None: never."""
+    largest: int
+    """Elements of the largest bucket, padding included."""
+    by_formula: int
+    """The bytes that the memory estimate says a save gathers."""
+
+
+def buckets(
+    rank: Rank, path: str, layout: MeshLayout, optimizer: OptimizerConfig, how: TrainedWith
+) -> BucketFacts:
+    """What Megatron's DDP cut the gradients into, beside the estimate."""
+    engine = make_actor(rank, path, layout, dtype="bfloat16", optimizer=optimizer).engine
+    chunks = engine.trainer.chunks
+    sizes = [
+        bucket.grad_data.numel()
+        for chunk in chunks
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        for bucket in buffer.buckets
+    ]
+    at = megatron_slice(layout, engine.mesh.rank)
+    limits = [chunk.bucket_size for chunk in chunks]
+    return BucketFacts(limits, max(sizes), gathered_bytes(engine.shape, at, how))
 
 
 def _large_states(trainer: Any, parameters: list[Tensor]) -> list[Tensor]:

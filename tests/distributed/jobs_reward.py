@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from parts import RoleSpec, run_plan
@@ -12,8 +15,9 @@ from megarl.config.schema import Config
 from megarl.errors import RunError
 from megarl.mesh.layout import MeshLayout
 from megarl.train.build import Builder
+from megarl.train.evaluate import evaluate
 from megarl.train.scoring import Scorer
-from megarl.types import Prompt, Rollout
+from megarl.types import Prompt, Rollout, SamplingSpec
 
 EOS_PENALTY = 0.75
 
@@ -46,6 +50,20 @@ def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[
     except RunError as error:
         return str(error)
     raise AssertionError("the score was taken")
+
+
+def evaluations(
+    rank: Rank, actor: str, path: str, rollouts: list[Rollout]
+) -> list[tuple[dict[str, float], float | None]]:
+    """Metrics and accuracy of answers: a function and the model, then the model alone."""
+    both = _scorer(rank, actor, path, MeshLayout(), 1.0, 0.0)
+    engine: Any = SimpleNamespace(generate=lambda *_: rollouts)
+    prompts = [one.request.prompt for one in rollouts]
+    found = []
+    for scorer in (both, replace(both, function=None)):
+        result = evaluate(engine, rank.control, scorer, prompts, SamplingSpec(), 1.0)
+        found.append((result.metrics(), result.accuracy))
+    return found
 
 
 def _scorer(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parts import RoleSpec, run_plan
+from torch import Tensor
 from worker import Rank
 
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
@@ -42,6 +43,33 @@ def learn_tokens(rank: Rank, case: Case, steps: list[list[Example]]) -> Found:
 def learn_pairs(rank: Rank, case: Case, steps: list[list[Pair]]) -> Found:
     """The same with preferences."""
     return _learn(Preference(rank.control, _role(rank, case, RewardModel)), steps)
+
+
+class NotedExample:
+    """An example that keeps whether it was read."""
+
+    def __init__(self, example: Example) -> None:
+        self._example, self.was_read = example, False
+        self.length, self.prompt_length = example.length, example.prompt_length
+
+    @property
+    def tokens(self) -> Tensor:
+        """The example's."""
+        self.was_read = True
+        return self._example.tokens
+
+    @property
+    def learned(self) -> Tensor:
+        """The example's."""
+        self.was_read = True
+        return self._example.learned
+
+
+def texts_read(rank: Rank, case: Case, examples: list[Example]) -> list[int]:
+    """Numbers of the examples that this rank read for one step."""
+    noted = [NotedExample(example) for example in examples]
+    NextToken(rank.control, _role(rank, case, Actor)).step(noted)
+    return [number for number, one in enumerate(noted) if one.was_read]
 
 
 def _learn(objective: Any, steps: Any) -> Found:

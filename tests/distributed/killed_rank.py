@@ -47,9 +47,11 @@ def _arm(at: str, after_s: float, signal: int, limit_bytes: int, mark: str) -> N
 
     name, _, count = at.partition(":")
     if name == "naming":
-        from megarl.checkpoint import folder
+        from megarl.runtime import aside
 
-        folder.sync_folder = _counted(folder.sync_folder, int(count), send)
+        sync = aside.sync
+        counted = _counted(sync, int(count), send)
+        aside.sync = lambda path: (counted if path.name == "checkpoints" else sync)(path)
     elif name == "writing":
         from megarl.models import role_save
 

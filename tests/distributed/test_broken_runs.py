@@ -84,7 +84,7 @@ def test_the_last_line_says_rank_step_verb_and_sample(
     )
     config.reward.function = f"{tmp_path / 'broken.py'}:score"
     config.actor.model.path, config.resources = tiny("llama"), {"actor_gpus": [0]}
-    save_resolved(config, {}, tmp_path / "run.yaml")
+    save_resolved(config, {}, tmp_path / "run.yaml", "train")
     command = [sys.executable, "-m", "megarl.cli.main", "train", str(tmp_path / "run.yaml")]
     done = subprocess.run(command, env=process_env(), capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1]

@@ -102,3 +102,14 @@ def test_a_score_that_is_not_finite_names_the_sample(cluster: Cluster, tiny: Tin
     job, path = jobs_reward.refusal_of_a_broken_model, tiny("llama-reward")
     text = cluster.run(1, job, tiny("llama"), path, ragged_rollouts())[0]
     assert "reward model" in text and "nan" in text and "row 0 (prompt_id 0)" in text
+
+
+def test_a_model_alone_says_nothing_of_right_and_wrong(cluster: Cluster, tiny: TinyModels) -> None:
+    """Its scores have no number from which an answer is right: there is no accuracy then."""
+    job, path = jobs_reward.evaluations, tiny("llama-reward")
+    both, alone = cluster.run(1, job, tiny("llama"), path, ragged_rollouts())[0]
+    ended = sum(row % 3 != 2 for row in range(20)) / 20
+    assert both[1] == both[0]["eval/accuracy"] == ended == both[0]["eval/finished"]
+    assert alone[1] is None
+    assert alone[0].keys() == both[0].keys() - {"eval/accuracy"}
+    assert both[0]["eval/reward_mean"] - alone[0]["eval/reward_mean"] == pytest.approx(1.0)

@@ -164,3 +164,10 @@ def test_pairs(name: str, cluster: Cluster, tiny: TinyModels, expected: Any) -> 
     found = cluster.run(layout.size, jobs.learn_pairs, case, pairs())
     assert_learned(found[0], expected["pairs"])
     assert all(other == found[0] for other in found[1:])
+
+
+def test_each_text_is_read_on_one_rank(cluster: Cluster, tiny: TinyModels) -> None:
+    case = jobs.Case(tiny("llama"), MeshLayout(dp=2, pp=2), OPTIMIZER)
+    found = cluster.run(4, jobs.texts_read, case, examples()[0])
+    assert sorted(number for own in found for number in own) == list(range(8))
+    assert sorted(map(len, found)) == [0, 0, 4, 4]

@@ -49,6 +49,6 @@ def test_every_setting_is_on_the_page() -> None:
     from megarl.config.docs import settings
 
     names = [one.key for one in settings() if one.key.startswith("checkpoint.")]
-    assert len(names) == 5
+    assert len(names) == 7
     for name in names:
         assert f"| `{name.removeprefix('checkpoint.')}` |" in PAGE, name

@@ -69,6 +69,30 @@ def test_what_only_scores_has_no_states() -> None:
     assert (memory.gradients, memory.optimizer) == (0, 0) and memory.resident == memory.weights
 
 
+def test_what_a_save_gathers() -> None:
+    """A bucket twice and the own share, in fp32; all of a later stage is one bucket."""
+    shape, how = shape_of("llama-3.1-70b"), replace(HOW, gathers=True)
+    first, middle = slices(8, 4)[0], slices(8, 4)[8]
+    whole, _ = local_elements(shape, middle)
+    assert rank_memory(shape, middle, how).gathered == 4 * (2 * whole + whole // 4)
+    bucketed = replace(how, bucket_elements=40_000_000)
+    assert rank_memory(shape, middle, bucketed).gathered == 4 * (2 * whole + whole // 4)
+    # The largest parameter of a stage with the embedding, which may come last into a bucket.
+    largest = 40_000_000 + shape.padded_vocab_size * 8192 // 8
+    assert rank_memory(shape, first, bucketed).gathered == 4 * (2 * largest + largest // 4)
+    assert rank_memory(shape, first, how).gathered > 4 * 2 * whole
+    for none in (replace(how, gathers=False), replace(how, trained=False)):
+        assert rank_memory(shape, middle, none).gathered == 0
+
+
+def test_experts_are_gathered_apart() -> None:
+    shape, at = shape_of("qwen3-30b-a3b"), slices(2, 2, 8)[-1]
+    dense, experts = local_elements(shape, at)
+    how = replace(HOW, gathers=True, data_ranks=8, expert_data_ranks=2)
+    assert dense < experts
+    assert rank_memory(shape, at, how).gathered == 4 * (2 * experts + experts // 2)
+
+
 def test_activations_by_hand() -> None:
     """8B, one rank, nothing made again: (4 h + 48 heads x 2 ... + 3 f) per token and layer."""
     shape, how = shape_of("llama-3.1-8b"), replace(HOW, recompute=None, tokens=1000)

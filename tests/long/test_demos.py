@@ -36,3 +36,22 @@ def test_demo_smollm2(tmp_path: Path) -> None:
     assert summary["accuracy_last"] - summary["accuracy_first"] >= 0.4
     assert minutes <= 20
     assert summary["peak_memory_gib"] <= 12
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_four_stages(seed: int, tmp_path: Path) -> None:
+    """Each stage's metric, on data that it did not learn, is higher at its end."""
+    file = str(ROOT / "configs/pipelines/demo.yaml")
+    command = [sys.executable, "-m", "megarl.cli.main", "pipeline", file, f"seed={seed}"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--dir", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    minutes = (time.monotonic() - started) / 60
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    stages = json.loads((tmp_path / "out/report.json").read_text())["stages"]
+    values = {one["stage"]: one["values"] for one in stages if one["command"] != "run"}
+    assert list(values) == ["pretrain", "sft", "reward", "ppo"]
+    for stage, found in values.items():
+        assert found[-1] > found[0] + 0.02, (stage, found)
+    assert minutes <= 15

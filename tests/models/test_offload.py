@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import Cluster
-from jobs_optimizer import offloaded_steps
+from jobs_optimizer import away_after_a_save, buckets, offloaded_steps
 from tiny_models import TinyModels
 
 from megarl.config.schema import OptimizerConfig
+from megarl.layout.memory import BUCKET_ELEMENTS, TrainedWith
 from megarl.mesh.layout import MeshLayout
 from megarl.models.offload import Offload
 
@@ -54,6 +55,36 @@ def test_training_goes_on_bit_for_bit(name: str, cluster: Cluster, tiny: TinyMod
         assert after == pytest.approx([4 * plain.elements + mains + 8 * share] * 3, rel=0.02)
         assert away.left_empty == [True] * 4, "a tensor kept its memory"
         assert away.parameters_stay
+
+
+@pytest.mark.dist
+def test_a_checkpoint_leaves_gradients_away(
+    cluster: Cluster, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """They are not in it, and while it is written the rollout engine has their memory."""
+    config = OptimizerConfig(lr=1e-3, optimizer_offload=True, grad_offload=True)
+    folder = str(tmp_path / "saved")
+    assert cluster.run(1, away_after_a_save, tiny("llama"), config, folder) == [(False, True)]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("family", "ep"), [("llama", 1), ("mixtral", 1), ("mixtral", 2)])
+def test_the_memory_estimate_knows_megatrons_buckets(
+    family: str, ep: int, cluster: Cluster, tiny: TinyModels
+) -> None:
+    """Cut in the first chunk of the first stage alone; experts' gradients are a buffer apart."""
+    config = OptimizerConfig(use_distributed_optimizer=True, overlap_grad_reduce=True)
+    layout = MeshLayout(pp=2, vpp=2, dp=2, ep=ep)
+    how = TrainedWith(
+        trained=True, dtype_bytes=2, data_ranks=2, expert_data_ranks=2 // ep,
+        sequence_parallel=False, context_ranks=1, recompute=None, tokens=1,
+        bucket_elements=BUCKET_ELEMENTS, gathers=True,
+    )  # fmt: skip
+    found = cluster.run(4, buckets, tiny(family), layout, config, how)
+    for rank, facts in enumerate(found):
+        assert facts.limits == [BUCKET_ELEMENTS if rank < 2 else None, None]
+        own = 1 / 2 if ep == 1 else 1
+        assert facts.by_formula == pytest.approx(4 * (2 + own) * facts.largest, rel=0.05)
 
 
 def resident_bytes() -> int:

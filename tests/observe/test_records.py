@@ -12,18 +12,25 @@ def test_each_run_keeps_its_own(tmp_path: Path) -> None:
     for number in (1, 2):
         for name in ("metrics.jsonl", "answers-step3.jsonl", "events.out.tfevents.17", "notes.txt"):
             (tmp_path / name).write_text(f"{number}")
-        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text(f"{number}")
         assert set_aside(tmp_path) == tmp_path / f"previous-{number}"
     for number in (1, 2):
         kept = tmp_path / f"previous-{number}"
-        assert (kept / "metrics.jsonl").read_text() == str(number)
+        for name in ("metrics.jsonl", "model/config.json"):
+            assert (kept / name).read_text() == str(number)
         assert (kept / "answers-step3.jsonl").exists() and (
             kept / "events.out.tfevents.17"
         ).exists()
     assert (tmp_path / "previous-1" / "config.yaml").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "model", "notes.txt", "previous-1", "previous-2",
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "previous-1", "previous-2"}
+
+
+def test_what_the_next_run_reads_stays(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "model").mkdir()
+    assert set_aside(tmp_path, [str(tmp_path / "model")]) is not None
+    assert (tmp_path / "model").exists()
 
 
 def test_checkpoints_are_set_aside_without_what_is_half_written(tmp_path: Path) -> None:

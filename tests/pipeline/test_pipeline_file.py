@@ -135,7 +135,7 @@ def test_a_later_stage_is_named_with_its_wrong_key(tmp_path: Path) -> None:
 
 def check(file: Path, *overrides: str) -> dict[str, int]:
     pipeline = load(file, *overrides)
-    return check_stages(pipeline, load_stages(pipeline))
+    return check_stages(pipeline, load_stages(pipeline)).ranks
 
 
 def pipeline_of(made: Path, folder: Path) -> Path:

@@ -68,13 +68,13 @@ def raise_in_one(session: Session, rank: int, folder: Path) -> None:
 
 def raise_while_writing(session: Session, rank: int, folder: Path) -> None:
     """Rank 0 writes a model and waits for a part of it; rank 2 fails then."""
-    from megarl.weights.folder import FolderWriter
+    from megarl.weights.folder import new_folder
 
     if rank != 0:
         raise_in_one(session, rank, folder)
     (folder / "template").mkdir()
     (folder / "template" / "config.json").write_text("{}")
-    with FolderWriter(folder / "model", folder / "template", 2) as writer:
+    with new_folder(folder / "model", folder / "template", 2) as writer:
         writer.write({"a": torch.ones(2)})
         wait_for_peers(session, rank)
 

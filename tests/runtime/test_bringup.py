@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
 from megarl.errors import ConfigError
@@ -79,10 +82,29 @@ def test_every_start_has_a_name_of_its_own() -> None:
         ("a1,a2", "a1"),
         ("n[1,3]", "n1"),
         ("rack-2-node[08-09]", "rack-2-node08"),
+        ("node[01-02]-ib", "node01-ib"),
+        ("rack[0-1]n[0-3]", "rack0n0"),
+        ("a[1-2]b[03,07]-x,c[1-9]", "a1b03-x"),
+        ("n[10]", "n10"),
+        ("host.with-dots,other[1-2]", "host.with-dots"),
     ],
 )
 def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+@pytest.mark.skipif(shutil.which("scontrol") is None, reason="there is no scontrol")
+@pytest.mark.parametrize("nodes", ["gpu[003-007,012],cpu1", "rack[0-1]n[0-3]", "a1,a2", "n[10]"])
+def test_scontrol_says_the_same(nodes: str) -> None:
+    command = ["scontrol", "show", "hostnames", nodes]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert first_host(nodes) == shown.split()[0]
+
+
+@pytest.mark.parametrize("nodes", ["", ",a", "n[1-3", "n[]", "n1]"])
+def test_what_is_no_node_list_is_refused(nodes: str) -> None:
+    with pytest.raises(ConfigError, match="SLURM_JOB_NODELIST"):
+        first_host(nodes)
 
 
 def test_the_environment_describes_the_pool() -> None:

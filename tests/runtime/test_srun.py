@@ -5,6 +5,7 @@ One machine with two pretended nodes will do: four tasks are started, however th
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,11 @@ LIMIT_S = 120.0
 
 
 def slurm_answers() -> bool:
-    """Whether jobs can be started here."""
+    """Whether jobs can be started here; where SLURM_CONF says so, they are to be."""
     if shutil.which("srun") is None:
         return False
+    if "SLURM_CONF" in os.environ:
+        return True
     asked = subprocess.run(["sinfo", "-h", "-t", "idle,mixed"], capture_output=True, check=False)
     return asked.returncode == 0 and bool(asked.stdout.strip())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,19 +12,17 @@ from typing import Any
 
 import pytest
 from cluster import process_env
+from forked_runs import difference, outcome
 from preempted import STEPS, checkpointed, write_pipeline
 from tiny_models import TinyModels
 
 from megarl.cli.main import RUNS
-from megarl.observe.metrics_file import read_metrics
 from megarl.pipeline.records import Records
 from megarl.pipeline.spec import load_pipeline
 from megarl.slurm.script import Job, script
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 HERE = Path(__file__).parent
-TIMES = ("timing_s/", "perf/", "reshard/seconds", "eval/seconds")
-"""Metrics that no two runs have in common."""
 
 
 def env() -> dict[str, str]:
@@ -87,14 +84,24 @@ def test_a_job_that_is_told_to_save_requeues_itself(slurm: Path, tmp_path: Path)
     assert f"job {first}, restart 1, nodes n[1-2]" in log()
 
 
-def outcome(run: Path) -> tuple[str, dict[int, dict[str, float]]]:
-    """Digest of the exported weights, and all metrics that a repetition must have."""
-    weights = (run / "model/model.safetensors").read_bytes()
-    kept = {
-        step: {name: value for name, value in row.items() if not name.startswith(TIMES)}
-        for step, row in read_metrics(run / "metrics.jsonl").items()
-    }
-    return hashlib.sha256(weights).hexdigest(), kept
+def test_names_with_spaces_and_an_environment(slurm: Path, tmp_path: Path) -> None:
+    """sbatch reads the quotes as they are meant."""
+    folder, file = tmp_path / "my 100% #1 run", tmp_path / "my env.sh"
+    folder.mkdir()
+    file.write_text("export LIBRARIES=/x:$NOT_SET\n")
+    output = Path(str(folder).replace("%", "%%")) / "job-%j.out"
+    job = Job(
+        name='my "job" #1', title="A job with a name.", nodes=1, ranks_per_node=1, gpus_per_node=0,
+        time=None, save_s=60, launched=False, python=sys.executable, host_python=sys.executable,
+        words=("bash", "-c", 'echo "$SLURM_JOB_NAME with $LIBRARIES"'), workdir=folder,
+        output=output, env_file=file, sbatch_options=("--comment=a 'b' c",),
+    )  # fmt: skip
+    (tmp_path / "job.sh").write_text(script(job))
+    number = ask("sbatch", "--parsable", str(tmp_path / "job.sh"))
+    assert "Comment=a 'b' c" in ask("scontrol", "show", "job", number)
+    written = folder / f"job-{number}.out"
+    wait_for(lambda: state(number)["JobState"] == "COMPLETED", 60, lambda: str(state(number)))
+    assert 'my "job" #1 with /x:' in written.read_text().splitlines()
 
 
 def megarl(*words: str) -> None:
@@ -139,8 +146,13 @@ def test_a_preempted_chain_ends_as_an_undisturbed_one(
 
     whole = load_pipeline(file, commands=tuple(RUNS)).stage("ppo").words()
     megarl(*whole, f"run.dir={tmp_path / 'whole'}")
-    assert outcome(out / "ppo") == outcome(tmp_path / "whole")
-    assert len(outcome(out / "ppo")[1]) == STEPS + 1
+    found = outcome(out / "ppo", STEPS)
+    assert difference(found, outcome(tmp_path / "whole", STEPS)) is None
+    assert [row["step"] for row in found["metrics"]] == list(range(STEPS + 1))
+    checkpoint = found["checkpoint"]
+    assert checkpoint["roles"].keys() == {"actor", "critic"} and len(checkpoint["generators"]) == 2
+    for role in checkpoint["roles"].values():
+        assert any("exp_avg_sq" in name for name in role["tensors"])
 
 
 def test_what_follows_a_failure_is_cancelled(slurm: Path, tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_other_settings_are_refused(finished: Path) -> None:
     assert done.returncode != 0 and "with other settings: run.steps was 2 and is 3" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_demo_that_was_killed_goes_on(tmp_path: Path) -> None:
     """Killed while PPO runs: nothing it started lives on, and what was done is not done again."""
     options = ["--steps", "2", "--pretrain", "8", "--wanted-points", "-100"]
@@ -120,7 +120,6 @@ def processes_of(folder: Path) -> list[str]:
     return [line for line in found if str(folder) in line]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eval_repeats_the_last_evaluation(finished: Path, tmp_path: Path) -> None:
     """`megarl eval` on the exported model: the answers of the run, with plain lines of progress."""

@@ -6,13 +6,14 @@ A run never starts over silently: what does not fit is refused before anything i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked_runs import ForkedRuns, Moment, difference, outcome
+from forked_runs import KILLED, ForkedRuns, Moment, difference, outcome
 from safetensors.torch import load_file
 from stage_runs import STAGES, STEPS
 from tiny_models import TinyModels
@@ -20,6 +21,7 @@ from tiny_models import TinyModels
 from megarl.cli.main import main
 from megarl.convert.megatron_to_hf import megatron_to_hf
 from megarl.observe.metrics_file import read_metrics
+from megarl.runtime.aside import sole_use
 
 pytestmark = pytest.mark.dist
 NEWEST = f"iter_{STEPS:07d}"
@@ -30,6 +32,20 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher started this process."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_one_run_at_a_time_in_a_folder(
+    whole: Any, alone: None, tmp_path: Path, capsys: Any
+) -> None:
+    run = whole.copy("sft", tmp_path)
+    with sole_use(run.run_dir, "run.dir"):
+        before = snapshot(run.run_dir)
+        assert main([*run.arguments, f"run.steps={STEPS + 1}"]) == 2
+        said = capsys.readouterr().err
+        assert f"run.dir {run.run_dir}: another run" in said and f"process {os.getpid()} on" in said
+        assert snapshot(run.run_dir) == before
+    assert main([*run.arguments, "actor.optimizer.lr=0.5"]) == 2
+    assert "lr was 0.003 and is 0.5" in capsys.readouterr().err, "the lock is gone"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -58,6 +74,23 @@ def garbled(checkpoint: Path) -> str:
     return "actor cannot be read"
 
 
+def zeros_for_common(checkpoint: Path) -> str:
+    """What a power cut may leave of a file that was not flushed."""
+    file = checkpoint / "actor/common.pt"
+    file.write_bytes(bytes(file.stat().st_size))
+    return "actor cannot be read"
+
+
+def zeros_for_generators(checkpoint: Path) -> str:
+    """The same of one rank's file."""
+    file = checkpoint / "rank_0001.pt"
+    file.write_bytes(bytes(file.stat().st_size))
+    return "cannot be read: rank_0001.pt"
+
+
+ONLY_A_LOAD_FINDS = (garbled, zeros_for_common, zeros_for_generators)
+
+
 @pytest.mark.parametrize("spoil", [cut, without_state])
 def test_a_spoilt_checkpoint_is_refused_before_anything_is_touched(
     spoil: Callable[[Path], str], whole: Any, alone: None, tmp_path: Path, capsys: Any
@@ -75,6 +108,8 @@ def test_a_spoilt_checkpoint_is_refused_before_anything_is_touched(
     "spoil",
     [
         garbled,
+        zeros_for_generators,
+        pytest.param(zeros_for_common, marks=pytest.mark.slow),
         pytest.param(cut, marks=pytest.mark.slow),
         pytest.param(without_state, marks=pytest.mark.slow),
     ],
@@ -85,7 +120,7 @@ def test_the_one_before_it_leads_to_the_same_end(
     """With resume_mode previous alone; the run says what it left out. TensorBoard has each once."""
     run: ForkedRuns = whole.copy("sft", tmp_path)
     word = spoil(run.checkpoint(STEPS))
-    if spoil is garbled:  # which only a load finds
+    if spoil in ONLY_A_LOAD_FINDS:
         kept = snapshot(run.run_dir / "checkpoints"), (run.run_dir / "metrics.jsonl").read_text()
         assert run() == [2, 2]
         assert "checkpoint.resume_mode=previous goes on" in run.output()
@@ -157,6 +192,21 @@ def test_the_weights_of_a_checkpoint_are_the_exported_model(
     assert difference(converted, exported) is None
     one, other = (json.loads((folder / "config.json").read_text()) for folder in both)
     assert one == other
+
+
+def test_the_best_step_is_saved_and_stays(runs: Callable[..., Any]) -> None:
+    """Also where the run was killed after it; the highest loss is that of the first evaluation."""
+    options = {"best_metric": "eval/loss", "higher_is_better": True, "keep_last": 1}
+    run: ForkedRuns = runs("sft", save_interval=3, **options)
+    assert KILLED in run(moment=Moment("update:4"))
+    assert run.steps() == [2, 3]
+    run.to_the_end()
+    metrics = read_metrics(run.run_dir / "metrics.jsonl")
+    losses = {step: metrics[step]["eval/loss"] for step in (2, 4)}
+    assert losses[2] > losses[4]
+    assert run.steps() == [2, 4]
+    state = json.loads((run.checkpoint(4) / "state.json").read_text())
+    assert (state["best"]["step"], state["best"]["value"]) == (2, losses[2])
 
 
 @pytest.mark.slow

@@ -59,22 +59,64 @@ def answer_logprobs(folder: Path) -> tuple[float, float]:
     return total([3, 4, 1]), total([5, 6, 7, 1])
 
 
-@pytest.mark.parametrize("estimator", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
-def test_updates_move_the_policy_towards_the_reward(estimator: str, tmp_path: Path) -> None:
+def random_model(folder: Path) -> Path:
+    """A small Llama."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=70, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, tie_word_embeddings=False,
     )  # fmt: skip
-    model = tmp_path / "model"
-    AutoModelForCausalLM.from_config(config).float().save_pretrained(model)
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("estimator", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_updates_move_the_policy_towards_the_reward(estimator: str, tmp_path: Path) -> None:
+    model = random_model(tmp_path / "model")
     before = answer_logprobs(model)
     history = run(model, tmp_path / estimator, estimator)
     good, bad = answer_logprobs(tmp_path / estimator)
     assert good - bad > before[0] - before[1] + 0.1
     assert all(metrics["actor/grad_norm"] > 0 for metrics in history)
     assert ("critic/vf_loss" in history[0]) == (estimator == "gae")
+
+
+LOSSES = """
+import json, sys
+from megarl import PPOTrainer
+from megarl.trainer import PPOBatch
+
+model, loss, micro = sys.argv[1:]
+trainer = PPOTrainer(
+    model_name=model, lr=1e-2, kl_coef=0.0, adv_estimator="grpo", policy_loss=loss,
+    ppo_epochs=2, mini_batch_size=4, micro_batch_size=int(micro),
+)
+answers = [[3, 4, 1], [5, 6, 7, 1], [9], [2, 2, 8, 8, 1], [3, 4, 1], [6, 1], [7, 7, 7, 1], [8, 1]]
+rewards = [1.0, 0.0, 0.5, 0.0, 1.0, 0.25, 0.0, 0.75]
+batch = PPOBatch([[5, 6, 7]] * 8, answers, rewards, groups=[0] * 4 + [1] * 4)
+history = [trainer.update(batch) for _ in range(2)]
+trainer.close()
+print(json.dumps(history))
+"""
+
+
+@pytest.mark.slow
+def test_policy_losses_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
+    """Of one, of four: the same figures, of losses that read whole responses; and each its own."""
+    model, seen = random_model(tmp_path / "model"), {}
+    for loss in ("gspo", "geo_mean"):
+        for micro in ("1", "4"):
+            words = [sys.executable, "-c", LOSSES, str(model), loss, micro]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=180)
+            assert done.returncode == 0, done.stderr[-3000:]
+            seen[loss, micro] = json.loads(done.stdout.splitlines()[-1])
+        for one, other in zip(seen[loss, "1"], seen[loss, "4"], strict=True):
+            for name, value in one.items():
+                assert other[name] == pytest.approx(value, rel=2e-3, abs=2e-5), (loss, name)
+            assert abs(one["actor/ratio_mean"] - 1) > 1e-3 and one["actor/grad_norm"] > 0
+    last = [seen[loss, "4"][-1]["actor/pg_loss"] for loss in ("gspo", "geo_mean")]
+    assert abs(last[0] - last[1]) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,30 @@ def test_a_signal_saves_and_asks_for_another_start(
     run.to_the_end("checkpoint.save_interval=1")
     assert same_end(run, undisturbed)
     assert not (run.run_dir / "requeue").exists()
+
+
+@pytest.mark.slow
+def test_roles_move_to_pools_of_their_own(
+    cluster: Cluster, undisturbed: ForkedRuns, tmp_path: Path
+) -> None:
+    """Both roles on both ranks -> a rank each. With nothing left to do, the same weights bit for
+    bit; with steps left, a run that goes on."""
+    pools = (
+        "resources={actor_gpus: [0], critic_gpus: [1]}", "actor.mesh=t1", "critic.mesh=t1",
+        "rollout.tensor_parallel_size=1",
+    )  # fmt: skip
+    for done in (STEPS, STEPS - 1):
+        shutil.copytree(undisturbed.run_dir, tmp_path / f"{done}/run")
+        moved = ForkedRuns(cluster, tmp_path / f"{done}", "train", undisturbed.config)
+        latest = moved.run_dir / "checkpoints/latest_checkpointed_iteration.txt"
+        latest.write_text(f"{done}\n")
+        moved.to_the_end(*pools)
+        assert f"going on from the checkpoint of step {done}" in moved.log(0)
+        files = [run.run_dir / "model/model.safetensors" for run in (undisturbed, moved)]
+        one, other = map(load_file, files)
+        assert done < STEPS or difference(one, other) is None
+    rows = map(json.loads, (moved.run_dir / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows if "reward_mean" in row] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import prod
 
+import jobs_sabotage
 import jobs_sync
 import pytest
 from cluster import Cluster, World
@@ -218,7 +219,7 @@ def stage(request: pytest.FixtureRequest, cluster: Cluster, tiny: TinyModels) ->
 @pytest.mark.parametrize("sabotage", EXPECTED)
 def test_a_sync_that_did_not_arrive_is_caught(sabotage: str, stage: World) -> None:
     """On every rank, by name; and the next sync, left alone, is good again."""
-    for error in stage.run(jobs_sync.sabotaged_sync, sabotage):
+    for error in stage.run(jobs_sabotage.sabotaged_sync, sabotage):
         assert error.startswith("VerificationError") and EXPECTED[sabotage] in error
     first, second = stage.run(jobs_sync.recover)
     assert first == second and len(first) == 2
