@@ -31,10 +31,11 @@ def work_folder(folder: Path, *, wait_s: float = 0.0) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"{folder}: another process is writing it now"
-    with _locked(folder.with_name(folder.name + ".lock"), refusal, wait_s):
+    lock = folder.with_name(folder.name + ".lock")
+    with _locked(lock, refusal, wait_s):
         if folder.exists():
             shutil.rmtree(folder)
-        unfinished.begin(folder)
+        unfinished.begin(folder, lock)
         try:
             folder.mkdir()
             yield folder

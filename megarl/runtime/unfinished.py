@@ -9,20 +9,22 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-_folders: set[Path] = set()
+_locks: dict[Path, Path] = {}
+"""Folders that are not whole, each with the file that keeps other processes out of it."""
 
 
-def begin(folder: Path) -> None:
-    """The folder is being written."""
-    _folders.add(folder)
+def begin(folder: Path, lock: Path) -> None:
+    """The folder is being written, under `lock`."""
+    _locks[folder] = lock
 
 
 def end(folder: Path) -> None:
     """The folder is whole, or gone."""
-    _folders.discard(folder)
+    _locks.pop(folder, None)
 
 
 def remove_all() -> None:
-    """Remove what is not whole."""
-    for folder in sorted(_folders):
+    """Remove what is not whole, and the files that guarded it."""
+    for folder, lock in sorted(_locks.items()):
         shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
