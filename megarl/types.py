@@ -7,7 +7,7 @@ Shape legend: N rows of the whole step, n rows owned by one rank, S tokens of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +43,10 @@ class SamplingSpec:
     max_response_length: int = 16
     """Tokens, at most."""
     stop_token_ids: tuple[int, ...] = ()
+
+    def greedy(self) -> SamplingSpec:
+        """The same lengths and ends, with the likeliest token each time."""
+        return replace(self, temperature=0.0, top_p=1.0, top_k=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,12 @@ class RowTable:
     weight_version: Tensor
     """int32."""
     source: tuple[str, ...]
+    right: Tensor | None = None
+    """bool: the verifier calls it a success; None without a verifier."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """What each reward said by itself, float32 [N], where `reward` is of several."""
+    baseline: Tensor | None = None
+    """float32: reward of the prompt's greedy answer, where one was sampled."""
 
     def __len__(self) -> int:
         return self.group.numel()

@@ -77,6 +77,13 @@ class CorrectionOptions:
                 "(1e-4, say), or null"
             )
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is weighted or left out."""
+        return bool(
+            self.rollout_is or self.rollout_rs or self.rollout_token_veto_threshold is not None
+        )
+
     def limits(self, key: str) -> tuple[float, float]:
         """(lower, upper) of rollout_is_threshold or rollout_rs_threshold."""
         upper: float = getattr(self, key)

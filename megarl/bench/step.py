@@ -84,8 +84,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         for step in range(arguments.rounds + 1):
             run.step = step
             run.books.phases.pop()
-            rollouts = generate(run, run.next_prompts())
-            batch = compute_advantages(run, score(run, rollouts))
+            samples = generate(run, run.next_prompts())
+            rollouts = list(samples.rollouts.values())
+            batch = compute_advantages(run, score(run, samples))
             update(run, batch)
             sync_weights(run)
             phases = run.books.phases.pop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from megarl.config.docs import dataclass_of, field_types, settings
 from megarl.config.layers import Layer
@@ -52,8 +52,24 @@ def _section(values: Mapping[str, Any], owner: type[Any], prefix: str, origin: s
             raise ConfigError(
                 f"{key} is {value!r} ({origin}): {key} must be a mapping, such as {{name: value}}"
             )
-        found[name] = value
+        found[name] = _named_sections(value, types[name], key, origin)
     return found
+
+
+def _named_sections(value: Any, annotation: Any, key: str, origin: str) -> Any:
+    """A mapping of names of the user's own to groups of settings, each of them checked."""
+    part = dataclass_of(get_args(annotation)[-1]) if get_origin(annotation) is dict else None
+    if part is None or not isinstance(value, Mapping):
+        return value
+    for name, values in value.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{key}.{name}: {values!r} ({origin}) is one value, and {key}.{name} is a group of "
+                f"settings: {', '.join(field_types(part))}"
+            )
+    return {
+        name: _section(values, part, f"{key}.{name}.", origin) for name, values in value.items()
+    }
 
 
 def _is_interpolation(value: Any) -> bool:

@@ -222,13 +222,26 @@ class KLControlConfig:
 
 
 @dataclass
+class FilterGroupsConfig:
+    """DAPO's dynamic sampling: prompts whose samples all get the same are replaced by others."""
+
+    enable: bool = False
+    """Sample further prompts until the step has rollout_batch_size whose samples differ."""
+    metric: str = "accuracy"
+    """accuracy (all right or all wrong, by the verifier) or reward (all the same reward)."""
+    max_num_gen_batches: int = 10
+    """Rounds of sampling in a step at most; the step then takes what there is, groups without a
+    difference included, and counts them."""
+
+
+@dataclass
 class AlgorithmConfig:
     """Advantages, losses and the optimizer's batches."""
 
     adv_estimator: str = "gae"
     """gae (PPO, with a critic), grpo, grpo_no_std, grpo_passk, grpo_process, rloo, opo, gpg,
-    reinforce_plus_plus, reinforce_plus_plus_baseline; path/to/file.py:function, or an entry point
-    of group megarl.adv_estimators."""
+    reinforce_plus_plus, reinforce_plus_plus_baseline, remax; path/to/file.py:function, or an entry
+    point of group megarl.adv_estimators."""
     gamma: float = 1.0
     """Discount per token."""
     lam: float = 1.0
@@ -247,12 +260,22 @@ class AlgorithmConfig:
     """k1, k2, k3 or abs (kl, mse, low_var_kl); with a + behind it (k3+) its value, and the gradient
     of k2, the only one that is the KL's own in expectation."""
     policy_loss: str = "ppo"
-    """ppo, gspo, geo_mean, cispo, sapo or reinforce; path/to/file.py:function, or an entry point of
-    group megarl.policy_losses."""
+    """ppo, gspo, geo_mean, cispo, sapo, clip_cov, kl_cov or reinforce; path/to/file.py:function, or
+    an entry point of group megarl.policy_losses."""
     tau_pos: float = 1.0
     """sapo: how fast its gate closes where the advantage is positive."""
     tau_neg: float = 1.05
     """sapo: how fast it closes where the advantage is not."""
+    clip_cov_ratio: float = 0.0002
+    """clip_cov: share of the tokens of an optimizer step that it takes out."""
+    clip_cov_lb: float = 1.0
+    """clip_cov: these have a covariance of advantage and log-prob above this ..."""
+    clip_cov_ub: float = 5.0
+    """... and below this."""
+    kl_cov_ratio: float = 0.0002
+    """kl_cov: share of the tokens, those of the greatest covariance, that get a KL penalty."""
+    ppo_kl_coef: float = 1.0
+    """kl_cov: weight of that penalty."""
     clip_ratio: float = 0.2
     """Half-width of the policy clip."""
     clip_ratio_low: float | None = None
@@ -282,11 +305,45 @@ class AlgorithmConfig:
     stays inside each sample. Not yet where layers are TransformerEngine's."""
     critic_warmup: int = 0
     """Steps in which only the critic is trained."""
+    filter_groups: FilterGroupsConfig = field(default_factory=FilterGroupsConfig)
+    """Dynamic sampling."""
+    overlong_filtering: bool = False
+    """Responses that were cut off at max_response_length teach the policy nothing (DAPO)."""
+    rollout_is: str | None = None
+    """Importance weights trainer / engine: token (TIS), sequence, or None: all 1."""
+    rollout_is_threshold: float = 2.0
+    """Greatest importance weight."""
+    rollout_is_threshold_lower: float | None = None
+    """Least weight; None: 0, or with rollout_is_mode mask 1 / rollout_is_threshold."""
+    rollout_is_mode: str = "truncate"
+    """truncate weights to their limits, or mask (IcePop): those outside count 0."""
+    rollout_rs: str | None = None
+    """Leave out, by the same ratio: each token that is outside, or the response whose sequence
+    ratio or geometric mean is; None: nothing."""
+    rollout_rs_threshold: float = 2.0
+    """Greatest ratio that is kept."""
+    rollout_rs_threshold_lower: float | None = None
+    """Least ratio that is kept; None: 1 / rollout_rs_threshold."""
+    rollout_token_veto_threshold: float | None = None
+    """A response with a token of a ratio below this (1e-4, say) is left out; None is off."""
+
+
+@dataclass
+class ExtraRewardConfig:
+    """A reward function beside the task's verifier: a format, a length, a style."""
+
+    function: str = ""
+    """As reward.function."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function's factory."""
+    coef: float = 1.0
+    """What its reward is multiplied by before it is added."""
 
 
 @dataclass
 class RewardConfig:
-    """What a response is worth: the task's verifier, a reward model, or the sum of both."""
+    """What a response is worth: the task's verifier, other functions and a reward model, added up;
+    then limits, normalisation and length."""
 
     function: str | None = None
     """A built-in name, path/to/file.py:function, or an entry point of group megarl.rewards; None:
@@ -295,6 +352,12 @@ class RewardConfig:
     """Keyword arguments of the function's factory."""
     function_coef: float = 1.0
     """What the function's reward is multiplied by; 0: it judges evaluations and nothing else."""
+    extra_functions: dict[str, ExtraRewardConfig] = field(default_factory=dict)
+    """Further rewards: a name of one's own, for metrics -> function, kwargs and coef, as those of
+    the function. They are added, and say nothing about right and wrong."""
+    overlap: bool = True
+    """Call the functions in a thread, while other responses are still being generated; false: after
+    them, in the main thread."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The reward model: a ...ForSequenceClassification with one label and the actor's tokens, whose
     score at a sample's last token is the reward; off where path is empty."""
@@ -304,10 +367,26 @@ class RewardConfig:
     """What the reward model's score is multiplied by."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a response that was cut off before it ended by itself."""
+    clip: list[float] = field(default_factory=list)
+    """[low, high]: rewards are kept within; empty: as they are."""
+    normalize: bool = False
+    """Divide by the spread of all rewards so far, their mean taken off: for reward models."""
+    length_penalty: str | None = None
+    """group: add 0.5 for the shortest to -0.5 for the longest response to a prompt (Kimi k1.5);
+    cosine: in place of the reward, more for short right answers and for long wrong ones; None: no
+    such thing."""
+    length_penalty_coef: float = 1.0
+    """What the length's reward is multiplied by."""
+    length_penalty_kwargs: dict[str, float] = field(default_factory=dict)
+    """cosine: right_short, right_long, wrong_short, wrong_long, exceeded."""
+    overlong_buffer_len: int = 0
+    """Tokens before max_response_length over which a penalty for length grows (DAPO); 0: none."""
+    overlong_penalty_factor: float = 1.0
+    """That penalty at max_response_length."""
     success_reward: float = 1.0
-    """The function's reward from which an answer that ended by itself counts as right in
-    evaluation. Without a function there is no accuracy: a reward model's scores have no such
-    number."""
+    """The function's reward from which an answer that ended by itself counts as right, in
+    evaluation and in dynamic sampling. Without a function there is no accuracy: a reward model's
+    scores have no such number."""
 
 
 @dataclass

@@ -34,13 +34,14 @@ class PromptOrder:
         """Epoch of the next prompt, from 0."""
         return self._position // self._num_prompts
 
-    def next(self) -> list[int]:
-        """The next batch: rows of the data set, in the order of the step."""
+    def next(self, count: int | None = None) -> list[int]:
+        """The next batch, or `count` rows of the data set, in the order of the step."""
+        count = self._batch_size if count is None else count
         batch = []
-        for position in range(self._position, self._position + self._batch_size):
+        for position in range(self._position, self._position + count):
             epoch, index = divmod(position, self._num_prompts)
             batch.append(self._permutation(epoch)[index])
-        self._position += self._batch_size
+        self._position += count
         return batch
 
     def state_dict(self) -> dict[str, int]:

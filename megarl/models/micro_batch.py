@@ -16,13 +16,16 @@ from megarl.data.balance import pack
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """Per scored token, fp32 [n]; what a role does not use stays None."""
+    """Per scored token, [n], fp32 but `selected`, bool; what a role does not use stays None."""
 
     weights: Tensor | None = None
     """The token's share of the global loss (see algorithms.losses.token_weights)."""
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     advantages: Tensor | None = None
+    importance: Tensor | None = None
+    """What the weight is multiplied by in the policy's own loss (see algorithms.corrections)."""
+    selected: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
 

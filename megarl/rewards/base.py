@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from megarl.errors import RunError
 from megarl.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class StepRewards:
+    """A process reward: what the steps of a response are worth, and what the whole is worth."""
+
+    steps: Sequence[tuple[int, float]]
+    """(characters of the response up to the step's end, its reward), in order. A reward is given to
+    the step's last token; one that ends with the text to the response's last token."""
+    score: float = 0.0
+    """Of the whole response, beside its steps'."""
 
 
 class RewardFunction(Protocol):
@@ -15,17 +27,22 @@ class RewardFunction(Protocol):
 
     Called with as many prompts as responses, on one rank of each replica, for some of a step's
     rows: a score must depend on its own prompt and response only. It may be slow or call a
-    service; it must not use torch.distributed. Any function of this form will do. One with a
-    method `check_prompts(prompts)` is asked, before a run starts, whether it can score the data:
-    it raises DataError if not.
+    service: it is called in a thread, several times in a step, with what has been generated since
+    the call before (`reward.overlap`). It must not use torch.distributed. Any function of this form
+    will do. One with a method `check_prompts(prompts)` is asked, before a run starts, whether it
+    can score the data: it raises DataError if not.
     """
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        """One finite score per response, in order."""
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> Sequence[float] | Sequence[StepRewards]:
+        """One finite score per response, in order; or its steps' with the whole's."""
 
 
-def score(reward: RewardFunction, name: str, rollouts: Sequence[Rollout]) -> list[float]:
-    """The reward of each rollout, in order.
+def score(
+    reward: RewardFunction, name: str, rollouts: Sequence[Rollout]
+) -> list[float] | list[StepRewards]:
+    """The reward of each rollout, in order: all numbers, or all StepRewards.
 
     RunError, naming the reward called `name` and the sample where one is to blame, if the function
     raises, returns another number of scores, or a score that is not a finite number.
@@ -52,7 +69,29 @@ def score(reward: RewardFunction, name: str, rollouts: Sequence[Rollout]) -> lis
             f"reward {name} returned {len(scores)} scores for {len(rollouts)} responses "
             f"({_span(rollouts)}): it must return one per response"
         )
-    return [_finite(value, name, rollout) for value, rollout in zip(scores, rollouts, strict=True)]
+    both = list(zip(scores, rollouts, strict=True))
+    if any(isinstance(value, StepRewards) for value in scores):
+        return [_checked(value, name, rollout) for value, rollout in both]
+    return [_finite(value, name, rollout) for value, rollout in both]
+
+
+def _checked(value: object, name: str, rollout: Rollout) -> StepRewards:
+    """Step rewards whose steps lie behind each other within the text."""
+    if not isinstance(value, StepRewards):
+        raise RunError(
+            f"reward {name} gave {value!r} for {_sample(rollout)}, and StepRewards for others: "
+            "give one kind for all"
+        )
+    ends = [0, *(end for end, _ in value.steps), len(rollout.text)]
+    for here, there in zip(ends, ends[1:], strict=False):
+        if there < here:
+            raise RunError(
+                f"reward {name} gave a step that ends at character {there} after {here}, of "
+                f"{len(rollout.text)}, for {_sample(rollout)}: ends must not fall, nor pass the "
+                "end of the text"
+            )
+    steps = tuple((end, _finite(each, name, rollout)) for end, each in value.steps)
+    return StepRewards(steps, _finite(value.score, name, rollout))
 
 
 def _finite(value: object, name: str, rollout: Rollout) -> float:

@@ -12,28 +12,52 @@ from megarl.config.schema import RewardConfig
 from megarl.errors import ConfigError
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.built_in import BUILT_IN, NEED_LABELS
+from megarl.rewards.judging import WeightedReward
 
 ENTRY_POINT_GROUP = "megarl.rewards"
 
 
 DEFAULT = "exact_match"
 """Of a run that names neither a function nor a reward model."""
+MODEL = "model"
+"""Name of the reward model's part of a reward."""
 
 
-def configured_reward(
+def configured_rewards(
     config: RewardConfig, label_column: str | None
-) -> tuple[str, RewardFunction] | None:
-    """Name and function of a run's reward; None where a reward model alone decides.
+) -> tuple[WeightedReward, ...]:
+    """A run's functions, the judge first where there is one; none: a reward model alone decides.
 
     ConfigError as in `load_reward`, and for a reward that needs labels where the data has none.
     """
-    name = config.function or (None if config.model.path else DEFAULT)
+    name, found = judge_name(config), []
+    if name is not None:
+        function = _labelled("reward.function", name, config.kwargs, label_column)
+        found.append(WeightedReward(name, function, config.function_coef))
+    for own_name, extra in config.extra_functions.items():
+        key = f"reward.extra_functions.{own_name}.function"
+        function = _labelled(key, extra.function, extra.kwargs, label_column)
+        found.append(WeightedReward(own_name, function, extra.coef))
+    return tuple(found)
+
+
+def judge_name(config: RewardConfig) -> str | None:
+    """The function that says right from wrong; None where a reward model alone decides."""
+    return config.function or (None if config.model.path else DEFAULT)
+
+
+def _labelled(
+    key: str, name: str, kwargs: dict[str, Any], label_column: str | None
+) -> RewardFunction:
     if name in NEED_LABELS and label_column is None:
         raise ConfigError(
-            f"reward.function is {name}, which compares with labels, and data.label_column is "
-            "null: name the column, or take a reward that needs none"
+            f"{key} is {name}, which compares with labels, and data.label_column is null: name "
+            "the column, or take a reward that needs none"
         )
-    return (name, load_reward(name, **dict(config.kwargs))) if name else None
+    try:
+        return load_reward(name, **dict(kwargs))
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def load_reward(spec: str, **kwargs: Any) -> RewardFunction:

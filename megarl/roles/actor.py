@@ -41,6 +41,11 @@ class PolicyLossSettings:
     ppo_epochs: int
     temperature: float
 
+    @property
+    def selects(self) -> bool:
+        """Whether the loss treats picked tokens apart."""
+        return policy_loss(self.policy_loss).needs_selection
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
@@ -50,6 +55,14 @@ class PolicyInputs:
     """None: the update is the first and only one, so its own log-probs are the old ones."""
     ref_logprobs: Tensor | None
     advantages: Tensor
+    importance: Tensor | None = None
+    """What each token's share of the policy loss is multiplied by; None: 1."""
+    kept: Tensor | None = None
+    """bool [n, R]: tokens that count, in all terms of the loss; None: all of the responses."""
+    token_counts: tuple[int, ...] | None = None
+    """How many of each row of the step count; None with `kept`."""
+    selected: Tensor | None = None
+    """bool [n, R], for policy losses that read it."""
 
 
 @dataclass
@@ -142,18 +155,27 @@ class Actor(PolicyRole):
         return UpdateResult(stats, total / max(len(steps), 1), steps, logprobs)
 
 
-def mini_batch_weights(batch: RoleBatch, rows: tuple[int, ...], mode: str, norm: int) -> Tensor:
+def mini_batch_weights(
+    batch: RoleBatch,
+    rows: tuple[int, ...],
+    mode: str,
+    norm: int,
+    kept: Tensor | None = None,
+    token_counts: Sequence[int] | None = None,
+) -> Tensor:
     """fp32 [n, R]: each token's share of the mini-batch's global loss, 0 on other rows.
 
-    The denominators come from the step's lengths, which every rank knows: they are global.
+    The denominators come from the step's lengths, or from token_counts where only the tokens in
+    `kept`, bool [n, R], count: every rank knows them, so they are global.
     """
-    lengths = [batch.dealt.rows.response_length[row] for row in rows]
+    counts = batch.dealt.rows.response_length if token_counts is None else token_counts
+    lengths = [counts[row] for row in rows]
     local = torch.tensor(
         [batch.index[row] for row in rows if row in batch.index], dtype=torch.int64
     )
     weights = torch.zeros(len(batch.index), batch.width)
     weights[local] = token_weights(
-        batch.mask[local],
+        (batch.mask if kept is None else kept)[local],
         mode,  # type: ignore[arg-type]
         global_tokens=float(sum(lengths)),
         global_sequences=float(sum(length > 0 for length in lengths)),
@@ -165,7 +187,14 @@ def mini_batch_weights(batch: RoleBatch, rows: tuple[int, ...], mode: str, norm:
 def _loss_inputs(
     batch: RoleBatch, rows: tuple[int, ...], inputs: PolicyInputs, settings: PolicyLossSettings
 ) -> LossInputs:
-    weights = mini_batch_weights(batch, rows, settings.loss_agg_mode, settings.norm_length)
+    weights = mini_batch_weights(
+        batch,
+        rows,
+        settings.loss_agg_mode,
+        settings.norm_length,
+        inputs.kept,
+        inputs.token_counts,
+    )
 
     def flat(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.reshape(-1)
@@ -175,6 +204,8 @@ def _loss_inputs(
         old_logprobs=flat(inputs.old_logprobs),
         ref_logprobs=flat(inputs.ref_logprobs),
         advantages=flat(inputs.advantages),
+        importance=flat(inputs.importance),
+        selected=flat(inputs.selected),
     )
 
 
@@ -189,13 +220,16 @@ def _policy_loss(settings: PolicyLossSettings, width: int) -> Loss:
         weights, mask = inputs.weights.to(device), torch.ones_like(logprobs, dtype=torch.bool)
         old = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs.to(device)
         rows = _Rows(batch.slot.to(device), width) if chosen.needs_sequences else _OneRow()
+        importance, selected = inputs.importance, inputs.selected
+        corrected = weights if importance is None else weights * importance.to(device)
         tokens = PolicyLossInputs(
             logprobs=rows.place(logprobs),
             old_logprobs=rows.place(old),
             advantages=rows.place(inputs.advantages.to(device)),
             mask=rows.place(mask),
-            weights=rows.place(weights),
+            weights=rows.place(corrected),
             entropy=rows.place(entropy) if settings.entropy_coef else None,
+            selected=None if selected is None else rows.place(selected.to(device)),
         )
         value, stats = compute_policy_loss(settings.policy_loss, tokens, settings.options)
         if settings.entropy_coef:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from megarl.layout import ReplicaLayout
-from megarl.mesh.rows import RowMap
 from megarl.mesh.universe import Pool, Universe
 from megarl.rollout.engine import RolloutEngine, generate
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
@@ -50,10 +49,6 @@ class RolloutRole:
         """Universe rank that answers for a group of samples; groups are dealt in turn."""
         return self.pool.ranks[self.replica.members(group % self.num_replicas)[0]]
 
-    def row_map(self, groups: Sequence[int]) -> RowMap:
-        """Owner of each row after generation."""
-        return RowMap(tuple(self.lead_of(group) for group in groups))
-
     def sleep(self) -> None:
         """Nothing is generated before the next weight sync: engines may give their memory back."""
         if self.here:
@@ -63,15 +58,23 @@ class RolloutRole:
         self,
         requests: Sequence[RolloutRequest],
         sampling: SamplingSpec,
-        on_finished: Callable[[int], None] | None = None,
+        on_finished: Callable[[Sequence[Rollout]], None] | None = None,
+        *,
+        greedy: Sequence[RolloutRequest] = (),
     ) -> list[Rollout]:
         """Rollouts of the requests whose groups this replica serves; [] except on its lead.
 
-        on_finished hears how many rollouts a step of this replica finished, where it finished any.
+        on_finished hears, on the lead, of the rollouts that a step finished, where it finished any.
+        greedy: further requests, whose likeliest tokens are taken; their rows are others'.
         """
         if not self.here:
             return []
-        replica = self.replica.replica_of(self._rank)
-        mine = [one for one in requests if one.group % self.num_replicas == replica]
-        rollouts = generate(self.engine, mine, sampling, on_finished)
+        batches = [(self._mine(requests), sampling), (self._mine(greedy), sampling.greedy())]
+        hears = on_finished if self.is_lead else None
+        rollouts = generate(self.engine, batches if greedy else batches[:1], hears)
         return rollouts if self.is_lead else []
+
+    def _mine(self, requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
+        """Those whose groups this rank's replica serves."""
+        replica = self.replica.replica_of(self._rank)
+        return [one for one in requests if one.group % self.num_replicas == replica]

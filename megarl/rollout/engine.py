@@ -109,15 +109,16 @@ class RolloutEngine(Protocol):
 
 def generate(
     engine: RolloutEngine,
-    requests: Sequence[RolloutRequest],
-    sampling: SamplingSpec,
-    on_finished: Callable[[int], None] | None = None,
+    batches: Sequence[tuple[Sequence[RolloutRequest], SamplingSpec]],
+    on_finished: Callable[[Sequence[Rollout]], None] | None = None,
 ) -> list[Rollout]:
-    """Finish a batch: submit, step until nothing is left, and return rollouts in order of rows.
+    """Finish all requests: submit, step until nothing is left, return rollouts in order of rows.
 
-    on_finished hears how many rollouts a step finished, where it finished any.
+    batches: requests, and how they are sampled; rows differ over all. on_finished hears of the
+    rollouts that a step finished, where it finished any.
     """
-    engine.submit(requests, sampling)
+    for index, (requests, sampling) in enumerate(batches):
+        engine.submit(requests, sampling, more=index < len(batches) - 1)
     finished: list[Rollout] = []
     more = True
     while more:
@@ -125,5 +126,5 @@ def generate(
         new = engine.poll()
         finished += new
         if on_finished is not None and new:
-            on_finished(len(new))
+            on_finished(new)
     return sorted(finished, key=lambda rollout: rollout.request.row)

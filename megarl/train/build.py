@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from megarl.algorithms.kl import kl_controller
-from megarl.algorithms.policy import PolicyLossOptions
+from megarl.algorithms.options import correction_options, policy_loss_options
 from megarl.checkpoint.folder import goes_on
 from megarl.config.schema import Config, ModelConfig, OptimizerConfig
 from megarl.data.dataset import Dataset
@@ -26,7 +26,7 @@ from megarl.mesh.universe import Universe
 from megarl.models.engine import MegatronEngine, layernorm_names
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.records import keep_plan
-from megarl.rewards.load import configured_reward
+from megarl.rewards.load import configured_rewards, judge_name
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
 from megarl.roles.canary import CANARY_LIMIT, CanaryText
@@ -39,6 +39,7 @@ from megarl.rollout.vllm_engine import VllmSettings
 from megarl.train.learner import Learner
 from megarl.train.run import Run
 from megarl.train.scoring import Scorer
+from megarl.train.shaping import RewardShaping
 from megarl.train.stage import Books, open_books
 from megarl.types import Prompt, SamplingSpec
 from megarl.weights.load import load_weights
@@ -90,20 +91,21 @@ class Builder:
             engine.weights_changed()
         return kind(name, self.universe, pool, role.layout, limit, mesh, engine)
 
-    def scorer(self, control: Control) -> Scorer:
+    def scorer(self, control: Control, tokenizer: Any) -> Scorer:
         """The reward, with its model where there is one."""
         config, role, model = self.config.reward, self.plan.reward, None
         if role is not None:
             model = self.role("reward", RewardModel, role, config.model, None, 1)
-        function = configured_reward(config, self.config.data.label_column)
         return Scorer(
             self.universe,
             control,
-            function,
+            configured_rewards(config, self.config.data.label_column),
             model,
             config.model_coef,
             config.missing_eos_penalty,
-            config.function_coef,
+            judges=judge_name(config) is not None,
+            overlap=config.overlap,
+            decode=decoder(tokenizer),
         )
 
     def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:
@@ -112,9 +114,6 @@ class Builder:
         pool, engine = self.universe.pool_of(plan.rollout_ranks), None
         if self.universe.pool == pool:
             rollout = config.rollout
-
-            def decode(ids: Sequence[int]) -> str:
-                return str(tokenizer.decode(ids, skip_special_tokens=True))
 
             engine = build_engine(
                 rollout.engine,
@@ -135,9 +134,18 @@ class Builder:
                 ),
                 plan.actor.shape,
                 pool.ranks.index(self.universe.rank),
-                decode,
+                decoder(tokenizer),
             )
         return RolloutRole(self.universe, pool, plan.replica, engine)
+
+
+def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Token ids of a response -> its text, as engines and rewards see it."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return decode
 
 
 def weight_source(role: RolePlan, model: ModelConfig, seed: int, name: str) -> WeightSource:
@@ -176,8 +184,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     for role in (parts["actor"], parts["critic"]):
         if role is not None:  # before vLLM looks how much memory there is
             role.offload()
-    scorer = builder.scorer(control)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
+    scorer = builder.scorer(control, tokenizer)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
     actor, books = parts["actor"], open_books(config, universe, "train")
@@ -192,6 +200,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         rollout=rollout,
         weight_sync=sync,
         scorer=scorer,
+        shaping=RewardShaping(config.reward, data.max_response_length),
         prompts=prompts,
         eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],
         order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
@@ -232,6 +241,7 @@ def learner_parts(builder: Builder, control: Control, updates: int) -> dict[str,
         "critic": critic,
         "reference": reference,
         "policy_settings": policy_settings(config),
+        "correction": correction_options(algorithm),
         "kl_controller": kl_controller(
             algorithm.kl_ctrl.type,
             kl_coef=algorithm.kl_coef,
@@ -301,16 +311,9 @@ def _canary(config: Config, prompts: Sequence[Prompt]) -> CanaryText | None:
 def policy_settings(config: Config) -> PolicyLossSettings:
     """What the policy loss is made of."""
     algorithm = config.algorithm
-    low, high = algorithm.clip_ratio_low, algorithm.clip_ratio_high
     return PolicyLossSettings(
         policy_loss=algorithm.policy_loss,
-        options=PolicyLossOptions(
-            clip_ratio_low=algorithm.clip_ratio if low is None else low,
-            clip_ratio_high=algorithm.clip_ratio if high is None else high,
-            clip_ratio_c=algorithm.clip_ratio_c,
-            tau_pos=algorithm.tau_pos,
-            tau_neg=algorithm.tau_neg,
-        ),
+        options=policy_loss_options(algorithm),
         entropy_coef=algorithm.entropy_coef,
         kl_loss_coef=algorithm.kl_loss_coef if algorithm.use_kl_loss else 0.0,
         kl_loss_type=algorithm.kl_loss_type,

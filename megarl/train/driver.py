@@ -14,8 +14,8 @@ def train(run: Run) -> None:
     sync_weights(run)
     run.evaluate_if_due()
     for step in run.steps():
-        rollouts = generate(run, run.next_prompts())
-        scored = score(run, rollouts)
+        samples = generate(run, run.next_prompts())
+        scored = score(run, samples)
         batch = compute_advantages(run, scored)
         metrics = update(run, batch)
         sync_weights(run)

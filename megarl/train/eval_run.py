@@ -25,7 +25,7 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
     builder = Builder(config, plan, universe)
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     actor = builder.role("actor", Actor, plan.actor, config.actor.model, None, 1)
-    scorer = builder.scorer(control)
+    scorer = builder.scorer(control, tokenizer)
     rollout = builder.rollout(tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, config.data.eval_path)[: config.data.eval_size]
     weight_sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
@@ -43,7 +43,7 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
             prompts,
             make_sampling(config, plan, tokenizer),
             config.reward.success_reward,
-            bar.advance,
+            lambda rollouts: bar.advance(len(rollouts)),
         )
     if universe.rank == 0:
         folder = Path(config.run.dir)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megarl.mesh.control import Control
 from megarl.roles.rollout import RolloutRole
 from megarl.train.scoring import Scorer
-from megarl.types import Prompt, RolloutRequest, SamplingSpec
+from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,14 @@ def evaluate(
     prompts: Sequence[Prompt],
     sampling: SamplingSpec,
     success_reward: float,
-    on_answered: Callable[[int], None] | None = None,
+    on_answered: Callable[[Sequence[Rollout]], None] | None = None,
 ) -> Evaluation:
     """Answer every prompt greedily and score the answers; all ranks call it together.
 
-    on_answered hears how many answers a step of this rank's replica finished.
+    on_answered hears of the answers that a step of this rank's replica finished.
     """
-    greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=-1)
     requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
-    rollouts = rollout.generate(requests, greedy, on_answered)
+    rollouts = rollout.generate(requests, sampling.greedy(), on_answered)
     scores = scorer.judge(rollouts)
     own = [
         Answer(
@@ -88,9 +87,7 @@ def evaluate(
             score.reward,
             one.finish_reason == "stop",
             one.request.prompt.source,
-            None
-            if score.verdict is None
-            else score.verdict >= success_reward - 1e-6 and one.finish_reason == "stop",
+            scorer.is_right(score.verdict, one.finish_reason == "stop", success_reward),
             one.response_ids,
         )
         for one, score in zip(rollouts, scores, strict=True)

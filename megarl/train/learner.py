@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megarl.algorithms.corrections import CorrectionOptions
 from megarl.algorithms.kl import KLController
 from megarl.layout import ModelShape
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
@@ -25,6 +26,7 @@ class Learner(Stage):
     critic: Critic | None
     reference: PolicyRole | None
     policy_settings: PolicyLossSettings
+    correction: CorrectionOptions
     kl_controller: KLController
 
     @property
@@ -55,8 +57,9 @@ class Learner(Stage):
         return {name: role for name, role in roles.items() if role is not None}
 
     def needs_old_logprobs(self, num_mini_batches: int) -> bool:
-        """Whether old log-probs differ from the update's own, or the reward's KL reads them."""
+        """Whether old log-probs differ from the update's own, or something before it reads them."""
         algorithm = self.config.algorithm
         single = algorithm.ppo_epochs == 1 and num_mini_batches == 1
         warming = self.step < algorithm.critic_warmup
-        return not single or warming or algorithm.kl_coef > 0
+        read = algorithm.kl_coef > 0 or self.correction.is_on or self.policy_settings.selects
+        return not single or warming or read

@@ -19,11 +19,11 @@ EDGES = torch.cat([torch.zeros(1), torch.logspace(-8, 2, 501, dtype=torch.float6
 
 
 class MismatchHistogram:
-    """|log p_train - log p_rollout| over tokens, and the k3 estimate of KL(rollout || train)."""
+    """|log p_train - log p_rollout| over tokens."""
 
     def __init__(self) -> None:
         self._counts = torch.zeros(len(EDGES), dtype=torch.float64)
-        self._sums = torch.zeros(3, dtype=torch.float64)  # tokens, |d|, k3
+        self._sums = torch.zeros(2, dtype=torch.float64)  # tokens, |d|
         self._max = 0.0
 
     def add(self, difference: Tensor) -> None:
@@ -32,8 +32,7 @@ class MismatchHistogram:
         size = d.abs()
         bins = torch.bucketize(size, EDGES, right=True).sub_(1).clamp_(0, len(EDGES) - 1)
         self._counts += torch.bincount(bins, minlength=len(EDGES))
-        k3 = d.clamp(-20, 20).exp() - 1 - d
-        self._sums += torch.stack([torch.tensor(float(d.numel())), size.sum(), k3.sum()])
+        self._sums += torch.stack([torch.tensor(float(d.numel())), size.sum()])
         self._max = max(self._max, float(size.max()) if d.numel() else 0.0)
 
     def reduced(
@@ -61,12 +60,10 @@ class MismatchHistogram:
     def metrics(self) -> dict[str, float]:
         """Under the usual names."""
         name = "train_rollout_logprob_abs_diff"
-        k3 = float(self._sums[2] / self._sums[0].clamp(min=1))
         return {
             f"{name}/mean": self.mean,
             f"{name}/p99": self.p99,
             f"{name}/max": self._max,
-            "gen_kl_error": k3,
         }
 
 

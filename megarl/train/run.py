@@ -15,6 +15,7 @@ from megarl.runtime.device import peak_memory_bytes
 from megarl.train.evaluate import Answer, Evaluation, evaluate
 from megarl.train.learner import Learner
 from megarl.train.scoring import Scorer
+from megarl.train.shaping import RewardShaping
 from megarl.types import Prompt, SamplingSpec
 
 
@@ -25,6 +26,7 @@ class Run(Learner):
     rollout: RolloutRole
     weight_sync: WeightSync
     scorer: Scorer
+    shaping: RewardShaping
     prompts: Sequence[Prompt]
     eval_prompts: Sequence[Prompt]
     order: PromptOrder
@@ -42,6 +44,7 @@ class Run(Learner):
         }
         return super().state_dict() | {
             "order": self.order.state_dict(),
+            "reward_shaping": self.shaping.state_dict(),
             "weight_sync": self.weight_sync.state_dict(),
             "evaluations": kept,
         }
@@ -50,14 +53,15 @@ class Run(Learner):
         """Go on from there."""
         super().load_state_dict(state)
         self.order.load_state_dict(state["order"])
+        self.shaping.load_state_dict(state["reward_shaping"])
         self.weight_sync.load_state_dict(state["weight_sync"])
         for step, answers in state["evaluations"].items():
             found = tuple(Answer(**one | {"token_ids": tuple(one["token_ids"])}) for one in answers)
             self.evaluations[int(step)] = Evaluation(found)
 
-    def next_prompts(self) -> list[Prompt]:
-        """The step's prompts, the same on every rank."""
-        return [self.prompts[index] for index in self.order.next()]
+    def next_prompts(self, count: int | None = None) -> list[Prompt]:
+        """A step's prompts, or `count` further ones; the same on every rank."""
+        return [self.prompts[index] for index in self.order.next(count)]
 
     def note_sync(self, report: SyncReport) -> None:
         """Keep a sync's numbers for the step's metrics."""
@@ -128,9 +132,10 @@ class Run(Learner):
         timing = self.books.phases.pop()
         timing["timing_s/step"] = wall
         tokens = metrics["tokens/prompt"] + metrics["tokens/response"]
+        generated = metrics.get("tokens/generated", metrics["tokens/response"])
         generation = max(timing.get("timing_s/generate", 0.0), 1e-9)
         perf = {
             "perf/tokens_per_s": tokens / wall,
-            "perf/generated_tokens_per_s": metrics["tokens/response"] / generation,
+            "perf/generated_tokens_per_s": generated / generation,
         }
         return timing | perf

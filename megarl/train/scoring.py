@@ -1,10 +1,11 @@
-"""What samples are worth: the task's function, and the reward model's score beside it."""
+"""What samples are worth: the task's function, others beside it, and the reward model's score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from megarl.errors import RunError
 from megarl.mesh.control import Control
 from megarl.mesh.rows import RowMap, move_rows
 from megarl.mesh.universe import Universe
-from megarl.rewards.base import RewardFunction
-from megarl.rewards.base import score as score_function
+from megarl.rewards.base import StepRewards
+from megarl.rewards.judging import Judging, Said, WeightedReward
+from megarl.rewards.load import MODEL
 from megarl.roles.reward_model import RewardModel
 from megarl.roles.step_rows import StepRows
 from megarl.types import Rollout
@@ -27,6 +29,10 @@ class Score(NamedTuple):
     """To training."""
     verdict: float | None
     """The function's reward, which says right from wrong; None without a function."""
+    parts: Mapping[str, float]
+    """What each function and the model said, before their weights."""
+    steps: Mapping[int, float]
+    """Token of the response -> process reward, weighted; not part of `reward`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,61 +41,91 @@ class Scorer:
 
     universe: Universe
     control: Control
-    function: tuple[str, RewardFunction] | None
-    """Its name, and the function."""
-    model: RewardModel | None
+    functions: tuple[WeightedReward, ...] = ()
+    """Those of `reward.function` and `reward.extra_functions`."""
+    model: RewardModel | None = None
     model_coef: float = 1.0
     missing_eos_penalty: float = 0.0
-    function_coef: float = 1.0
+    judges: bool = True
+    """Whether the first function is `reward.function`, which says right from wrong."""
+    overlap: bool = True
+    """Call the functions while others are still being generated."""
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
+    """Tokens to text, which places process rewards; only where there are functions."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Reward of each of this rank's rollouts, in order; all ranks call it together.
+    def judging(self) -> Judging:
+        """What scores rollouts by the functions as they come."""
+        return Judging(self.functions, overlap=self.overlap)
+
+    def judge(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """What each of this rank's rollouts is worth, in order; all ranks call it together.
 
         RunError, naming row and prompt, for a reward that raises or is not a finite number.
         """
-        return [score.reward for score in self.judge(rollouts)]
+        with Judging(self.functions, overlap=False) as judging:
+            judging.add(rollouts)
+            return self.complete(rollouts, judging.finish())
 
-    def judge(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """The same, with what the function alone says: it judges also where its weight is 0."""
-        said_by_function = [0.0] * len(rollouts)
-        if self.function is not None:
-            name, function = self.function
-            said_by_function = score_function(function, name, rollouts)
-        rewards = [self.function_coef * reward for reward in said_by_function]
+    def complete(self, rollouts: Sequence[Rollout], said: Mapping[int, Said]) -> list[Score]:
+        """The same, where the functions have spoken already; all ranks call it together."""
+        by_model: Mapping[int, float] = {}
         if self.model is not None:
-            said = _ask_model(self.universe, self.control, self.model, rollouts)
-            rewards = [
-                reward + self.model_coef * _finite(said[one.request.row], one)
-                for reward, one in zip(rewards, rollouts, strict=True)
-            ]
-        rewards = [
-            reward - self.missing_eos_penalty * (one.finish_reason != "stop")
-            for reward, one in zip(rewards, rollouts, strict=True)
-        ]
-        judged: Sequence[float | None] = (
-            said_by_function if self.function else [None] * len(rewards)
-        )
-        return [Score(*both) for both in zip(rewards, judged, strict=True)]
+            by_model = _ask_model(self.universe, self.control, self.model, rollouts)
+        return [self._sum(one, said[one.request.row], by_model) for one in rollouts]
+
+    def is_right(self, verdict: float | None, finished: bool, success_reward: float) -> bool | None:
+        """Whether an answer is a success; None where nothing says so."""
+        return None if verdict is None else verdict >= success_reward - 1e-6 and finished
+
+    def _sum(self, rollout: Rollout, said: Said, by_model: Mapping[int, float]) -> Score:
+        parts: dict[str, float] = {}
+        steps: dict[int, float] = {}
+        reward = -self.missing_eos_penalty * (rollout.finish_reason != "stop")
+        for each, value in zip(self.functions, said, strict=True):
+            if isinstance(value, StepRewards):
+                for token, worth in self._at_tokens(rollout, value):
+                    steps[token] = steps.get(token, 0.0) + each.coef * worth
+            parts[each.name] = value.score if isinstance(value, StepRewards) else value
+            reward += each.coef * parts[each.name]
+        verdict = parts[self.functions[0].name] if self.functions and self.judges else None
+        if self.model is not None:
+            parts[MODEL] = _finite(by_model[rollout.request.row], rollout)
+            reward += self.model_coef * parts[MODEL]
+        return Score(reward, verdict, parts, steps)
+
+    def _at_tokens(self, rollout: Rollout, rewards: StepRewards) -> list[tuple[int, float]]:
+        """The last token of each step, with the step's reward."""
+        ids, decode = rollout.response_ids, self.decode
+        assert decode is not None
+        found = []
+        for end, reward in rewards.steps if ids else ():
+            last = len(ids) - 1
+            if end < len(rollout.text):
+                last = bisect_left(range(last), end, key=lambda n: len(decode(ids[: n + 1])))
+            found.append((last, reward))
+        return found
 
 
 def _ask_model(
     universe: Universe, control: Control, model: RewardModel, rollouts: Sequence[Rollout]
 ) -> dict[int, float]:
-    """Row -> the model's score, of all ranks' rows; rows are numbered from 0 without gaps."""
+    """Row -> the model's score, of all ranks' rows."""
     own = [
         (r.request.row, r.request.group, len(r.request.prompt.token_ids), len(r.response_ids))
         for r in rollouts
     ]
     placed = sorted((*row, rank) for rank, rows in enumerate(control.gather(own)) for row in rows)
-    _, group, prompt_length, response_length, owner = zip(*placed, strict=True)
+    names, group, prompt_length, response_length, owner = zip(*placed, strict=True)
+    index = {row: i for i, row in enumerate(names)}
     rows = StepRows(group, prompt_length, response_length, (tuple(range(len(placed))),))
     tokens = {
-        r.request.row: torch.tensor(r.request.prompt.token_ids + r.response_ids) for r in rollouts
+        index[r.request.row]: torch.tensor(r.request.prompt.token_ids + r.response_ids)
+        for r in rollouts
     }
     dealt = model.deal(rows)
     arrived = move_rows(universe, tokens, rows.length, RowMap(owner), dealt.map, torch.int64)
     scores = model.scores(model.take_rows(dealt, arrived))
-    return {row: score for answer in control.gather(scores) for row, score in answer.items()}
+    return {names[row]: score for found in control.gather(scores) for row, score in found.items()}
 
 
 def _finite(value: float, rollout: Rollout) -> float:

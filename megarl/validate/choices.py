@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, get_args
 
 from megarl.algorithms.advantages import estimator
+from megarl.algorithms.corrections import ROLLOUT_IS, ROLLOUT_IS_MODES, ROLLOUT_RS
 from megarl.algorithms.kl import KL_KINDS
 from megarl.algorithms.losses import LossAggMode
 from megarl.config.schema import Config
@@ -35,6 +36,11 @@ NAMES: dict[str, Sequence[str | None]] = {
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
     "algorithm.kl_loss_type": KL_KINDS,
     "algorithm.loss_agg_mode": get_args(LossAggMode),
+    "algorithm.filter_groups.metric": ("accuracy", "reward"),
+    "algorithm.rollout_is": (None, *ROLLOUT_IS),
+    "algorithm.rollout_is_mode": ROLLOUT_IS_MODES,
+    "algorithm.rollout_rs": (None, *ROLLOUT_RS),
+    "reward.length_penalty": (None, "group", "cosine"),
 }
 """Key -> the names it may have."""
 
@@ -116,6 +122,17 @@ RANGES: dict[str, Range] = {
     "algorithm.micro_batch_size": _COUNT,
     "algorithm.max_tokens_per_gpu": _COUNT,
     "algorithm.critic_warmup": _NATURAL,
+    "algorithm.clip_cov_ratio": _SHARE,
+    "algorithm.kl_cov_ratio": _SHARE,
+    "algorithm.ppo_kl_coef": _NATURAL,
+    "algorithm.filter_groups.max_num_gen_batches": _COUNT,
+    "algorithm.rollout_is_threshold": _POSITIVE,
+    "algorithm.rollout_is_threshold_lower": _NATURAL,
+    "algorithm.rollout_rs_threshold": _POSITIVE,
+    "algorithm.rollout_rs_threshold_lower": _NATURAL,
+    "algorithm.rollout_token_veto_threshold": Range(0, 1, open_low=True, open_high=True),
+    "reward.overlong_buffer_len": _NATURAL,
+    "reward.overlong_penalty_factor": _NATURAL,
     "reward.missing_eos_penalty": _NATURAL,
     "checkpoint.save_interval": _NATURAL,
     "checkpoint.keep_last": _NATURAL,

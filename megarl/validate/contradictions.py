@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from megarl.algorithms.advantages import estimator
+from megarl.algorithms.options import policy_loss_options
 from megarl.algorithms.policy import policy_loss
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
 from megarl.data.blend import wants_evaluation
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
+from megarl.validate.rewards import check_rewards, check_sample_choice
 
 
 def check_contradictions(config: Config) -> None:
@@ -16,11 +18,8 @@ def check_contradictions(config: Config) -> None:
     _check_policy_loss(config)
     _check_kl(config)
     _check_sampling(config)
-    if config.reward.function_coef == 0 and not config.reward.model.path:
-        raise ConfigError(
-            "reward.function_coef is 0 and reward.model.path is empty: every reward would be 0; "
-            "give a weight, or a reward model"
-        )
+    check_rewards(config)
+    check_sample_choice(config)
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
         check_schedule(config.critic.optimizer, "critic")
@@ -132,11 +131,6 @@ def needs_reference(config: Config) -> bool:
 
 def _check_estimator(config: Config) -> None:
     algorithm, samples = config.algorithm, config.data.n_samples_per_prompt
-    if estimator(algorithm.adv_estimator).needs_greedy:
-        raise ConfigError(
-            f"algorithm.adv_estimator {algorithm.adv_estimator} compares with a greedy answer to "
-            "each prompt, which runs do not sample yet: take rloo or grpo"
-        )
     if estimator(algorithm.adv_estimator).needs_groups and samples < 2:
         raise ConfigError(
             f"algorithm.adv_estimator {algorithm.adv_estimator} compares the samples of a prompt, "
@@ -152,13 +146,8 @@ def _check_estimator(config: Config) -> None:
 
 def _check_policy_loss(config: Config) -> None:
     name, ranks = config.algorithm.policy_loss, config.actor.mesh.context_parallel_size
-    loss = policy_loss(name)
-    if loss.needs_selection:
-        raise ConfigError(
-            f"algorithm.policy_loss {name} treats tokens apart that are picked from the whole "
-            "mini-batch, which runs do not do yet: take ppo, gspo or cispo"
-        )
-    if loss.needs_sequences and ranks > 1:
+    policy_loss_options(config.algorithm)
+    if policy_loss(name).needs_sequences and ranks > 1:
         raise ConfigError(
             f"algorithm.policy_loss {name} averages over whole responses, and actor.mesh has "
             f"context_parallel_size {ranks}, which cuts them: set it to 1, or take ppo or cispo"

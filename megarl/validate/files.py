@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from megarl.data.stop_tokens import stop_tokens
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
-from megarl.rewards.base import RewardFunction
-from megarl.rewards.load import configured_reward
+from megarl.rewards.judging import WeightedReward
+from megarl.rewards.load import configured_rewards
 from megarl.validate.indexed import check_indexed
 from megarl.weights.source import SafetensorsFolder
 
@@ -64,13 +65,9 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         stop_tokens(plan.actor.path, tokenizer)
     except DataError as error:
         raise DataError(f"actor.model.path: {error}") from None
-    try:
-        named = configured_reward(config.reward, config.data.label_column)
-    except ConfigError as error:
-        raise ConfigError(f"reward.function: {error}") from None
-    reward = named[1] if named else None
+    rewards = configured_rewards(config.reward, config.data.label_column)
     for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
-        _check_prompts(config, tokenizer, key, reward)
+        _check_prompts(config, tokenizer, key, rewards)
 
 
 def _check_weights(name: str, role: RolePlan, *, new_head: bool) -> None:
@@ -124,16 +121,19 @@ def _tokenizer(role: RolePlan) -> Any:
     return tokenizer
 
 
-def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunction | None) -> None:
+def _check_prompts(
+    config: Config, tokenizer: Any, key: str, rewards: Sequence[WeightedReward]
+) -> None:
     data, path = config.data, getattr(config.data, key)
     if not path:
         return
     limit = _row_limit(path)
     try:
         prompts = configured_prompts(data, path, tokenizer, limit)
-        can_score = getattr(reward, "check_prompts", None)
-        if can_score is not None:
-            can_score(prompts)
+        for reward in rewards:
+            can_score = getattr(reward.function, "check_prompts", None)
+            if can_score is not None:
+                can_score(prompts)
     except DataError as error:
         raise DataError(f"data.{key}: {error}") from None
     if key == "train_path" and limit is None and len(prompts) < data.rollout_batch_size:

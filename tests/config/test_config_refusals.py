@@ -173,13 +173,73 @@ SETTINGS = {
         ["algorithm.policy_loss", "'gpso'", "did you mean 'gspo'"],
         ["algorithm.policy_loss=gpso"],
     ),
-    "a policy loss that picks tokens": (
-        ["algorithm.policy_loss kl_cov", "whole mini-batch", "take ppo"],
-        ["algorithm.policy_loss=kl_cov"],
+    "covariances between nothing": (
+        ["algorithm.clip_cov_lb 5.0", "clip_cov_ub 1.0"],
+        ["algorithm.clip_cov_lb=5", "algorithm.clip_cov_ub=1"],
     ),
-    "an estimator that wants greedy answers": (
-        ["algorithm.adv_estimator remax", "greedy answer", "take rloo"],
-        ["algorithm.adv_estimator=remax"],
+    "filtered groups of one": (
+        ["filter_groups.enable", "n_samples_per_prompt is 1", "sample 2"],
+        ["algorithm.filter_groups.enable=true", "data.n_samples_per_prompt=1"],
+    ),
+    "a filter's metric": (
+        ["filter_groups.metric is 'acc'", "accuracy, reward"],
+        ["algorithm.filter_groups.metric=acc"],
+    ),
+    "importance weights of a level": (
+        ["algorithm.rollout_is is 'tokens'", "token, sequence or null"],
+        ["algorithm.rollout_is=tokens"],
+    ),
+    "rejection below above": (
+        ["rollout_rs_threshold", "0.5", "3.0"],
+        [
+            "algorithm.rollout_rs=token",
+            "algorithm.rollout_rs_threshold=0.5",
+            "algorithm.rollout_rs_threshold_lower=3",
+        ],
+    ),
+    "a veto of 1": (
+        ["rollout_token_veto_threshold is 1.0", "below 1"],
+        ["algorithm.rollout_token_veto_threshold=1.0"],
+    ),
+    "a clip of one number": (
+        ["reward.clip is [1.0]", "[low, high]"],
+        ["reward.clip=[1.0]"],
+    ),
+    "a clip upside down": (["reward.clip is [1.0, -1.0]"], ["reward.clip=[1,-1]"]),
+    "a buffer longer than responses": (
+        ["reward.overlong_buffer_len is 5000", "data.max_response_length"],
+        ["reward.overlong_buffer_len=5000"],
+    ),
+    "options of no penalty": (
+        ["reward.length_penalty_kwargs", "right_short", "take cosine"],
+        ["reward.length_penalty_kwargs={right_short: 2}"],
+    ),
+    "an option that cosine has not": (
+        ["length_penalty_kwargs.short is unknown", "right_short"],
+        ["reward.length_penalty=cosine", "reward.length_penalty_kwargs={short: 2}"],
+    ),
+    "lengths of a greedy answer": (
+        ["reward.length_penalty is group", "adv_estimator remax", "take cosine"],
+        ["reward.length_penalty=group", "algorithm.adv_estimator=remax"],
+    ),
+    "another reward without a function": (
+        ["reward.extra_functions.format.function is empty"],
+        ["reward.extra_functions={format: {coef: 0.1}}"],
+    ),
+    "another reward with an unknown key": (
+        ["reward.extra_functions.format.weight", "no setting"],
+        ["reward.extra_functions={format: {function: exact_match, weight: 0.1}}"],
+    ),
+    "another reward that is no group": (
+        ["reward.extra_functions.format", "function, kwargs, coef"],
+        ["reward.extra_functions={format: json_format}"],
+    ),
+    "another reward of the judge's name": (
+        ["reward.extra_functions.exact_match", "is taken"],
+        [
+            "reward.function=exact_match",
+            "reward.extra_functions={exact_match: {function: exact_match}}",
+        ],
     ),
     "a best metric and nothing to evaluate on": (
         ["checkpoint.best_metric", "eval/accuracy", "eval_path ''", "best_metric=null"],

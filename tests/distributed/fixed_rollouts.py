@@ -37,13 +37,27 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-REWARD = '''"""A reward that differs from sample to sample."""
+REWARD = '''"""A reward that differs from sample to sample, as a whole or word by word."""
+
+from megarl.rewards.base import StepRewards
 
 
 def reward(prompts, responses):
     """The share of even words, less something for length."""
     numbers = [[int(word[1:]) for word in text.split()] for text in responses]
     return [sum(n % 2 == 0 for n in row) / max(len(row), 1) - 0.03 * len(row) for row in numbers]
+
+
+def by_word(prompts, responses):
+    """A tenth for each even word, when it ends, and less for the others; and what all are worth."""
+    out = []
+    for text, whole in zip(responses, reward(prompts, responses)):
+        ends, at = [], 0
+        for word in text.split():
+            at = text.index(word, at) + len(word)
+            ends.append((at, 0.1 if int(word[1:]) % 2 == 0 else -0.05 * int(word[1:]) / 64))
+        out.append(StepRewards(ends, whole))
+    return out
 '''
 
 

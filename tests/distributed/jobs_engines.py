@@ -88,7 +88,7 @@ def load(rank: Rank) -> None:
 def answers(rank: Rank, sampling: SamplingSpec) -> list[Rollout]:
     """Rollouts of all rows; checked for everything that every engine must keep."""
     asked = requests(range(12))
-    done = generate(_engine(rank), asked, sampling)
+    done = generate(_engine(rank), [(asked, sampling)])
     assert [one.request for one in done] == asked
     for one in done:
         assert 1 <= len(one.response_ids) == len(one.logprobs) <= sampling.max_response_length
@@ -104,19 +104,19 @@ def answers(rank: Rank, sampling: SamplingSpec) -> list[Rollout]:
 def same_seed_same_sample(rank: Rank) -> None:
     """A sample depends on its seed and prompt, not on its row or its company."""
     engine = _engine(rank)
-    whole = generate(engine, requests(range(12)), SAMPLED)
-    part = generate(engine, requests([7, 3]), SAMPLED)
+    whole = generate(engine, [(requests(range(12)), SAMPLED)])
+    part = generate(engine, [(requests([7, 3]), SAMPLED)])
     assert [one.response_ids for one in part] == [whole[r].response_ids for r in (3, 7)]
     moved = [replace(one, row=20 + one.row) for one in requests([3, 7])]
-    again = generate(engine, moved, SAMPLED)
+    again = generate(engine, [(moved, SAMPLED)])
     assert [one.response_ids for one in again] == [whole[r].response_ids for r in (3, 7)]
 
 
 def other_seed_other_sample(rank: Rank) -> None:
     """Two samples of one prompt differ in most cases."""
     engine = _engine(rank)
-    first = generate(engine, requests(range(12)), SAMPLED)
-    second = generate(engine, requests(range(12), seed=977), SAMPLED)
+    first = generate(engine, [(requests(range(12)), SAMPLED)])
+    second = generate(engine, [(requests(range(12), seed=977), SAMPLED)])
     same = sum(a.response_ids == b.response_ids for a, b in zip(first, second, strict=True))
     assert same <= 4
 
@@ -145,7 +145,7 @@ def aborted_rows_never_come_out(rank: Rank) -> None:
     assert engine.step()
     engine.abort()
     assert _drain(engine) == []
-    assert [one.request.row for one in generate(engine, requests([3]), GREEDY)] == [3]
+    assert [one.request.row for one in generate(engine, [(requests([3]), GREEDY)])] == [3]
 
 
 LONG = SamplingSpec(temperature=0.0, max_response_length=12)
@@ -154,7 +154,7 @@ LONG = SamplingSpec(temperature=0.0, max_response_length=12)
 def more_can_be_submitted_on_the_way(rank: Rank) -> None:
     """With more=True requests join while others run, and answer as they would alone."""
     engine = _engine(rank)
-    alone = generate(engine, requests([3, 6, 8]), GREEDY)
+    alone = generate(engine, [(requests([3, 6, 8]), GREEDY)])
     engine.submit(requests([3]), GREEDY, more=True)
     engine.step()
     engine.submit(requests([6, 8]), GREEDY)
@@ -165,7 +165,7 @@ def more_can_be_submitted_on_the_way(rank: Rank) -> None:
 def dirty_weights_are_not_generated_with(rank: Rank) -> None:
     """From the word that they change until the next commit; not under running requests."""
     engine = _engine(rank)
-    before = generate(engine, requests([3, 6]), GREEDY)
+    before = generate(engine, [(requests([3, 6]), GREEDY)])
     engine.mark_dirty()
     try:
         engine.submit(requests([3]), GREEDY)
@@ -175,7 +175,7 @@ def dirty_weights_are_not_generated_with(rank: Rank) -> None:
         raise AssertionError("generation was allowed")
     engine.begin_load()
     engine.commit(rank.kept["version"])
-    after = generate(engine, requests([3, 6]), GREEDY)
+    after = generate(engine, [(requests([3, 6]), GREEDY)])
     assert [one.response_ids for one in after] == [one.response_ids for one in before]
     engine.submit(requests([3]), GREEDY)
     engine.step()
@@ -205,7 +205,7 @@ def weights_wait_for_requests(rank: Rank) -> None:
 def version_rides_on_rollouts(rank: Rank) -> None:
     """After the next commit, rollouts carry the next version."""
     load(rank)
-    (one,) = generate(_engine(rank), requests([2]), GREEDY)
+    (one,) = generate(_engine(rank), [(requests([2]), GREEDY)])
     assert one.weight_version == rank.kept["version"] > 1
 
 
@@ -215,13 +215,13 @@ def names_the_sample_it_refuses(rank: Rank) -> None:
     long = Prompt(41, tuple([5] * (MAX_MODEL_LEN + 3)), "", "", "")
     text = _refusal(engine, [RolloutRequest(13, 13, long, 1)], GREEDY)
     assert "13" in text and "41" in text and str(MAX_MODEL_LEN + 3) in text
-    assert len(generate(engine, requests([4]), GREEDY)) == 1
+    assert len(generate(engine, [(requests([4]), GREEDY)])) == 1
 
 
 def stops_at_max_model_len(rank: Rank) -> None:
     """A long prompt leaves less room than max_response_length."""
     prompt = Prompt(3, tuple([5] * (MAX_MODEL_LEN - 4)), "", "", "")
-    (one,) = generate(_engine(rank), [RolloutRequest(0, 0, prompt, 1)], LONG)
+    (one,) = generate(_engine(rank), [([RolloutRequest(0, 0, prompt, 1)], LONG)])
     assert len(one.response_ids) <= 4 and one.finish_reason == "length"
 
 

@@ -14,6 +14,7 @@ from worker import Rank
 from megarl.config.schema import Config
 from megarl.errors import RunError
 from megarl.mesh.layout import MeshLayout
+from megarl.rewards.judging import WeightedReward
 from megarl.train.build import Builder
 from megarl.train.evaluate import evaluate
 from megarl.train.scoring import Scorer
@@ -36,7 +37,7 @@ def scores(
     # Groups are dealt in turn, as replicas deal them; the last rank of several has none.
     world = max(rank.universe.size - 1, 1)
     mine = [one for one in rollouts if one.request.group % world == rank.rank]
-    return {r.request.row: s for r, s in zip(mine, scorer.score(mine), strict=True)}
+    return {r.request.row: s.reward for r, s in zip(mine, scorer.judge(mine), strict=True)}
 
 
 def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[Rollout]) -> str:
@@ -46,7 +47,7 @@ def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[
     with torch.no_grad():
         scorer.model.engine.parameters()["0/value_head.weight"].fill_(float("nan"))
     try:
-        scorer.score(rollouts)
+        scorer.judge(rollouts)
     except RunError as error:
         return str(error)
     raise AssertionError("the score was taken")
@@ -60,7 +61,7 @@ def evaluations(
     engine: Any = SimpleNamespace(generate=lambda *_: rollouts)
     prompts = [one.request.prompt for one in rollouts]
     found = []
-    for scorer in (both, replace(both, function=None)):
+    for scorer in (both, replace(both, functions=(), judges=False)):
         result = evaluate(engine, rank.control, scorer, prompts, SamplingSpec(), 1.0)
         found.append((result.metrics(), result.accuracy))
     return found
@@ -74,11 +75,12 @@ def _scorer(
     config.reward.model.path, config.reward.model_coef = path, model_coef
     config.algorithm.micro_batch_size = 3
     built = Builder(config, run_plan(actor, everyone, reward=(path, everyone)), rank.universe)
-    found = built.scorer(rank.control)
-    assert found.function is None  # a model alone needs no function
+    found = built.scorer(rank.control, None)
+    assert not found.functions  # a model alone needs no function
 
     def constant(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         return [function] * len(prompts)
 
-    given = ("constant", constant), found.model, model_coef, EOS_PENALTY
+    functions = (WeightedReward("constant", constant, 1.0),)
+    given = functions, found.model, model_coef, EOS_PENALTY
     return Scorer(rank.universe, rank.control, *given)

@@ -329,6 +329,6 @@ def generate_some(rank: Rank) -> list[tuple[int, ...]]:
     long = tuple(range(2, VOCAB_SIZE))
     requests = [RolloutRequest(i, i, Prompt(i, long, "", "", ""), 7 + i) for i in range(2)]
     sampling = SamplingSpec(max_response_length=4)
-    done = rollout_engine.generate(stage.rollout.engine, requests, sampling)
+    done = rollout_engine.generate(stage.rollout.engine, [(requests, sampling)])
     assert {one.weight_version for one in done} == {stage.sync.version}
     return [one.response_ids for one in done]

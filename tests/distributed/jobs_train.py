@@ -48,8 +48,8 @@ def train_run(
 def train_with_local_denominators(rank: Rank, *arguments: Any) -> Any:
     """`train_run` with each rank's loss a mean over its own tokens, averaged over the ranks."""
 
-    def local(batch: Any, rows: tuple[int, ...], mode: str, norm: int) -> Tensor:
-        weights = mini_batch_weights(batch, rows, mode, norm)
+    def local(batch: Any, rows: tuple[int, ...], mode: str, norm: int, *kept: Any) -> Tensor:
+        weights = mini_batch_weights(batch, rows, mode, norm, *kept)
         return weights / weights.sum() / batch.dealt.layout.dp
 
     with (

@@ -3,18 +3,21 @@
 Written from the papers and the settings' documentation (config/schema.py): GAE, k1 penalty to the
 reference in the reward (its weight fixed or adaptive) and k3 in the loss, whitening over the step,
 clipped policy and value losses as token means, entropy bonus, critic warm-up, AdamW with clipped
-gradients. One mini-batch per epoch, so no order is left open.
+gradients; truncated importance weights, responses left out by the geometric mean of their ratios or
+because they were cut off. One mini-batch per epoch, so no order is left open.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from fixed_rollouts import NUM_PROMPTS, SAMPLES
+from tiny_models import EOS
 from torch import Tensor
 
 from megarl.config.schema import Config, OptimizerConfig
@@ -71,13 +74,14 @@ class PlainPPO:
         metrics = {"actor/ref_kl": float(torch.cat(kl).mean())}
         metrics["actor/kl_coef"] = self._kl_coef
         self._steer(metrics["actor/ref_kl"], len(rows))
+        kept = [self._importance(o, *row) for o, row in zip(old, rows, strict=True)]
         metrics |= self._update("critic", self._critic_parameters(), lambda: self._value_loss(
             rows, values, [returns for _, returns in pairs]))  # fmt: skip
         if step >= self._algorithm.critic_warmup:
             metrics |= self._update(
                 "actor",
                 list(self._actor.parameters()),
-                lambda: self._policy_loss(rows, old, ref, white),
+                lambda: self._policy_loss(rows, old, ref, white, kept),
             )
         return metrics
 
@@ -121,18 +125,49 @@ class PlainPPO:
         )
         return advantages, advantages + values
 
+    def _importance(
+        self, old: Tensor, prompt: list[int], answer: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Of each token: the weight of its loss, and 1 or 0, whether it counts at all."""
+        algorithm, count = self._algorithm, torch.ones(len(answer))
+        told = next(
+            row["logprobs"]
+            for row in self._script
+            if row["response_ids"] == answer and self._prompts[row["prompt_id"]] == prompt
+        )
+        away = old - torch.tensor(told)
+        weight = away.exp().clamp(max=algorithm.rollout_is_threshold)
+        if algorithm.rollout_is is None:
+            weight = torch.ones_like(away)
+        limit = math.log(algorithm.rollout_rs_threshold)
+        if algorithm.rollout_rs == "geometric" and abs(float(away.mean())) > limit:
+            count = torch.zeros(len(answer))
+        if algorithm.overlong_filtering and answer[-1] != EOS:
+            count = torch.zeros(len(answer))
+        return weight, count
+
     def _policy_loss(
-        self, rows: list[Any], old: list[Tensor], ref: list[Tensor], advantages: list[Tensor]
+        self,
+        rows: list[Any],
+        old: list[Tensor],
+        ref: list[Tensor],
+        advantages: list[Tensor],
+        kept: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         scored = [self._policy(self._actor, *row) for row in rows]
         logp, entropy = (torch.cat(x) for x in zip(*scored, strict=True))
         ratio, a = (logp - torch.cat(old)).exp(), torch.cat(advantages)
+        weight, count = (torch.cat(x) for x in zip(*kept, strict=True))
         clip = self._algorithm.clip_ratio
-        surrogate = torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a).mean()
-        loss = -surrogate - self._algorithm.entropy_coef * entropy.mean()
+
+        def mean(x: Tensor) -> Tensor:
+            return (x * count).sum() / count.sum()
+
+        surrogate = mean(weight * torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a))
+        loss = -surrogate - self._algorithm.entropy_coef * mean(entropy)
         if self._algorithm.use_kl_loss:
             away = torch.cat(ref) - logp
-            loss = loss + self._algorithm.kl_loss_coef * (away.exp() - 1 - away).mean()
+            loss = loss + self._algorithm.kl_loss_coef * mean(away.exp() - 1 - away)
         kl = (torch.cat(old) - logp).mean()
         return loss, {"actor/pg_loss": loss, "actor/entropy": entropy.mean(), "actor/ppo_kl": kl}
 

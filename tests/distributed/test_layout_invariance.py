@@ -22,7 +22,7 @@ from jobs_train import train_run, train_with_local_denominators
 from parts import RoleSpec
 from tiny_models import TinyModels
 
-from megarl.config.schema import Config
+from megarl.config.schema import Config, ExtraRewardConfig
 from megarl.mesh.layout import MeshLayout
 
 pytestmark = pytest.mark.dist
@@ -197,6 +197,56 @@ def test_group_relative_without_critic_or_reference(train: Train) -> None:
     assert alone[1]["actor/grad_norm"] > 0.01
     both = train(on_ranks(MeshLayout(pp=2, dp=2)), group_relative=True, change=change)
     assert_same(both, alone)
+
+
+def process_rewards(config: Config) -> None:
+    """Rewards of steps, a second reward, everything that shapes them; samples left out."""
+    algorithm, reward = config.algorithm, config.reward
+    algorithm.adv_estimator, algorithm.kl_coef = "grpo_process", 0.0
+    algorithm.policy_loss, algorithm.clip_cov_ratio = "clip_cov", 0.1
+    algorithm.clip_cov_lb, algorithm.clip_cov_ub = 0.01, 10.0
+    algorithm.rollout_is, algorithm.rollout_rs = "sequence", "token"
+    algorithm.overlong_filtering = True
+    own = str(reward.function).partition(":")[0]
+    reward.function, reward.success_reward = f"{own}:by_word", 0.1
+    reward.extra_functions = {"short": ExtraRewardConfig(f"{own}:reward", {}, 0.5)}
+    reward.clip, reward.normalize = [-0.2, 0.5], True
+    reward.length_penalty, reward.overlong_buffer_len = "group", 4
+
+
+def other_prompts_for_dull_ones(config: Config) -> None:
+    """Dynamic sampling, over the end of the data; kl_cov's pick."""
+    algorithm = config.algorithm
+    config.data.rollout_batch_size, algorithm.global_batch_size = 6, 6
+    algorithm.adv_estimator, algorithm.kl_coef = "grpo", 0.0
+    algorithm.policy_loss, algorithm.kl_cov_ratio = "kl_cov", 0.1
+    algorithm.filter_groups.enable = True
+    config.reward.success_reward = 0.2
+
+
+def greedy_answers(config: Config) -> None:
+    """ReMax: a greedy answer to each prompt, its reward beside the samples'."""
+    config.algorithm.adv_estimator, config.algorithm.kl_coef = "remax", 0.0
+    config.reward.overlong_buffer_len = 4
+
+
+@pytest.mark.parametrize("change", [process_rewards, other_prompts_for_dull_ones, greedy_answers])
+def test_what_is_chosen_from_the_whole_step_is_the_same(
+    change: Callable[[Config], None], train: Train
+) -> None:
+    """Picked tokens, rejected and replaced samples, running norms: from all ranks' samples."""
+    alone = train(on_ranks(MeshLayout()), group_relative=True, change=change)
+    both = train(on_ranks(MeshLayout(pp=2, dp=2)), group_relative=True, change=change)
+    assert_same(both, alone)
+    assert alone[3]["actor/grad_norm"] > 0.01
+    if change is process_rewards:
+        assert 0.02 < alone[1]["actor/pg_selected"] <= 0.1
+        assert 0.02 < alone[1]["rollout_corr/masked_fraction"] < 0.9
+        assert {"reward/short", "reward_shaped_mean"} <= set(alone[1])
+    if change is other_prompts_for_dull_ones:
+        assert 0.02 < alone[1]["actor/pg_selected"] <= 0.12
+        assert max(found["filter_groups/rounds"] for found in alone.values()) > 1
+        assert all(0 < found["train_accuracy"] < 1 for found in alone.values())
 
 
 @pytest.mark.slow

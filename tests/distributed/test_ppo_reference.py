@@ -46,11 +46,21 @@ def kl_in_the_loss_alone(config: Config) -> None:
     config.algorithm.use_kl_loss, config.algorithm.kl_loss_coef = True, 0.1
 
 
+def corrected(config: Config) -> None:
+    """Importance weights, responses left out; the terms beside the surrogate count what is left."""
+    algorithm = config.algorithm
+    algorithm.use_kl_loss, algorithm.kl_loss_coef = True, 0.5
+    algorithm.rollout_is, algorithm.rollout_is_threshold = "token", 1.05
+    algorithm.rollout_rs, algorithm.rollout_rs_threshold = "geometric", 1.25
+    algorithm.overlong_filtering = True
+
+
 @pytest.mark.parametrize(
     "change",
     [
         pytest.param(plain, marks=pytest.mark.slow),
         steered,
+        corrected,
         pytest.param(kl_in_the_loss_alone, marks=pytest.mark.slow),
     ],
 )
@@ -71,3 +81,7 @@ def test_a_run_is_plain_ppo(
             assert difference <= 1e-5 * max(1.0, abs(value)), f"step {step + 1} {name}"
     if change is steered:
         assert abs(found[3]["actor/kl_coef"] / config.algorithm.kl_coef - 1) > 0.1
+    if change is corrected:
+        assert 0.1 < found[1]["rollout_corr/truncated_fraction"] < 0.9
+        assert 0.1 < found[1]["rollout_corr/masked_fraction"] < 0.9
+        assert 0.1 < found[1]["overlong_filtered"] < 0.9

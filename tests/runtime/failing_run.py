@@ -166,7 +166,7 @@ def raise_in_vllm(session: Session, rank: int, folder: Path) -> None:
 
         engine._model.model.layers[2].register_forward_pre_hook(broken)
     requests = [RolloutRequest(i, i, Prompt(i, (5, 6, 7), "", "", ""), i) for i in range(4)]
-    generate(engine, requests, SamplingSpec(max_response_length=8))
+    generate(engine, [(requests, SamplingSpec(max_response_length=8))])
     session.universe.barrier()
 
 

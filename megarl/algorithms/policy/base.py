@@ -11,6 +11,7 @@ from torch import Tensor
 from megarl.algorithms.entropy import sampled_entropy
 from megarl.algorithms.logprobs import safe_exp
 from megarl.algorithms.masked import masked_sum
+from megarl.algorithms.policy.covariance import Selection
 from megarl.algorithms.policy.inputs import PolicyLossInputs, PolicyLossOptions
 from megarl.algorithms.registry import Registry
 from megarl.algorithms.stats import PolicyStats
@@ -29,10 +30,15 @@ class PolicyLoss:
 
     name: str
     compute: Compute
-    needs_selection: bool = False
-    """It reads `selected`."""
+    selection: Selection | None = None
+    """How the tokens are picked that it treats apart; None: it reads no `selected`."""
     sequence_term: SequenceTerm | None = None
     """What it averages over a response; None: it looks at each token alone."""
+
+    @property
+    def needs_selection(self) -> bool:
+        """It reads `selected`."""
+        return self.selection is not None
 
     @property
     def needs_sequences(self) -> bool:
@@ -46,12 +52,12 @@ _LOSSES: Registry[PolicyLoss] = Registry(
 
 
 def register(
-    name: str, *, needs_selection: bool = False, sequence_term: SequenceTerm | None = None
+    name: str, *, selection: Selection | None = None, sequence_term: SequenceTerm | None = None
 ) -> Callable[[Compute], Compute]:
     """Decorator: makes a function known as the policy loss `name`; ConfigError if taken."""
 
     def add(compute: Compute) -> Compute:
-        _LOSSES.add(PolicyLoss(name, compute, needs_selection, sequence_term))
+        _LOSSES.add(PolicyLoss(name, compute, selection, sequence_term))
         return compute
 
     return add

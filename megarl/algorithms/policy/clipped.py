@@ -8,6 +8,7 @@ from torch import Tensor
 from megarl.algorithms.logprobs import safe_exp
 from megarl.algorithms.losses import weighted_sum
 from megarl.algorithms.policy.base import policy_stats, register
+from megarl.algorithms.policy.covariance import clip_cov_selection, kl_cov_selection
 from megarl.algorithms.policy.inputs import PolicyLossInputs, PolicyLossOptions
 from megarl.algorithms.stats import PolicyStats
 
@@ -49,7 +50,7 @@ def ppo(inputs: PolicyLossInputs, options: PolicyLossOptions) -> tuple[Tensor, P
     return loss, policy_stats(inputs, log_ratio, clipped=clipped, dual_clipped=dual)
 
 
-@register("clip_cov", needs_selection=True)
+@register("clip_cov", selection=clip_cov_selection)
 def clip_cov(inputs: PolicyLossInputs, options: PolicyLossOptions) -> tuple[Tensor, PolicyStats]:
     """PPO, with nothing of the selected tokens: neither value nor gradient.
 
@@ -67,7 +68,7 @@ def clip_cov(inputs: PolicyLossInputs, options: PolicyLossOptions) -> tuple[Tens
     return loss, stats
 
 
-@register("kl_cov", needs_selection=True)
+@register("kl_cov", selection=kl_cov_selection)
 def kl_cov(inputs: PolicyLossInputs, options: PolicyLossOptions) -> tuple[Tensor, PolicyStats]:
     """-A r, plus ppo_kl_coef * |log r| on the selected tokens; nothing is clipped.
 

@@ -9,13 +9,14 @@ added, each part takes its `candidates`, these are gathered, and each part marks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megarl.algorithms.logprobs import finite_logprobs
+from megarl.algorithms.policy.inputs import PolicyLossOptions
 from megarl.algorithms.stats import Sums
 
 _COLUMN_BITS = 32
@@ -96,6 +97,46 @@ def clip_cov_candidates(
     eligible = mask & (covariance > low) & (covariance < high)
     keys = _keys(eligible.flatten().nonzero()[:, 0], rows, mask.shape[1])
     return _best(Candidates(_uniform(keys, seed), keys), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How a loss picks its tokens from a mini-batch."""
+
+    share: Callable[[PolicyLossOptions], float]
+    """Of all tokens: how many are picked."""
+    candidates: Callable[[Tensor, Tensor, Tensor, int, PolicyLossOptions, int], Candidates]
+    """(covariance, mask, rows, count, options, seed) -> a part's candidates; see
+    `kl_cov_candidates`."""
+
+
+def _clip_cov(
+    covariance: Tensor,
+    mask: Tensor,
+    rows: Tensor,
+    count: int,
+    options: PolicyLossOptions,
+    seed: int,
+) -> Candidates:
+    low, high = options.clip_cov_lb, options.clip_cov_ub
+    return clip_cov_candidates(covariance, mask, rows, count, low=low, high=high, seed=seed)
+
+
+def _kl_cov(
+    covariance: Tensor,
+    mask: Tensor,
+    rows: Tensor,
+    count: int,
+    options: PolicyLossOptions,
+    seed: int,
+) -> Candidates:
+    return kl_cov_candidates(covariance, mask, rows, count)
+
+
+clip_cov_selection = Selection(lambda options: options.clip_cov_ratio, _clip_cov)
+"""Random ones of those between clip_cov_lb and clip_cov_ub."""
+kl_cov_selection = Selection(lambda options: options.kl_cov_ratio, _kl_cov)
+"""Those of the greatest covariance."""
 
 
 def select(parts: Sequence[Candidates], count: int, rows: Tensor, mask: Tensor) -> Tensor:

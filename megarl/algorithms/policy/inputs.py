@@ -57,6 +57,14 @@ class PolicyLossOptions:
     """sapo: how fast the gate closes where the advantage is positive."""
     tau_neg: float = 1.05
     """sapo: how fast it closes where it is not."""
+    clip_cov_ratio: float = 0.0002
+    """clip_cov: share of the mini-batch's tokens that it picks."""
+    clip_cov_lb: float = 1.0
+    """clip_cov: it picks from tokens of a covariance above this ..."""
+    clip_cov_ub: float = 5.0
+    """... and below this."""
+    kl_cov_ratio: float = 0.0002
+    """kl_cov: share of the mini-batch's tokens that it picks."""
     ppo_kl_coef: float = 1.0
     """kl_cov: weight of the penalty on selected tokens."""
 
@@ -81,3 +89,14 @@ class PolicyLossOptions:
                 )
         if not self.ppo_kl_coef >= 0:
             raise ConfigError(f"algorithm.ppo_kl_coef is {self.ppo_kl_coef}: give 0 or more")
+        for name in ("clip_cov_ratio", "kl_cov_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"algorithm.{name} is {getattr(self, name)}: it is a share of the tokens, "
+                    "above 0 and at most 1"
+                )
+        if not self.clip_cov_lb < self.clip_cov_ub:
+            raise ConfigError(
+                f"algorithm.clip_cov_lb {self.clip_cov_lb} is not below clip_cov_ub "
+                f"{self.clip_cov_ub}: no token lies between them"
+            )
