@@ -55,3 +55,20 @@ def test_four_stages(seed: int, tmp_path: Path) -> None:
     for stage, found in values.items():
         assert found[-1] > found[0] + 0.02, (stage, found)
     assert minutes <= 15
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_algorithms(seed: int, tmp_path: Path) -> None:
+    """Each raises held-out accuracy from the same start, and keeps its curves."""
+    file = str(ROOT / "configs/pipelines/algorithms.yaml")
+    command = [sys.executable, "-m", "megarl.cli.main", "pipeline", file, f"seed={seed}"]
+    done = subprocess.run(
+        [*command, "--dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    stages = json.loads((tmp_path / "report.json").read_text())["stages"]
+    values = {one["stage"]: one["values"] for one in stages if one["command"] == "train"}
+    assert {"ppo", "grpo", "dapo", "rloo", "reinforce_plus_plus"} <= set(values)
+    for algorithm, found in values.items():
+        assert found[-1] >= found[0] + 0.15, (algorithm, found)
+        assert (tmp_path / algorithm / "curves.png").stat().st_size > 10_000
