@@ -18,6 +18,7 @@ from megarl.runtime.environment import leave_pool
 from megarl.types import RowTable
 
 if TYPE_CHECKING:
+    from megarl.algorithms.advantages import Estimator
     from megarl.train.learner import Learner
     from megarl.transfer.servers import Server
     from megarl.transfer.trainer import WeightTransfer
@@ -51,6 +52,8 @@ class PPOBatch:
     """Samples with the same number answer the same prompt; None: each stands alone."""
     logprobs: Sequence[Sequence[float]] | None = None
     """The sampling engine's log-prob of each response token; None: the actor's own are taken."""
+    baselines: Sequence[float] | None = None
+    """The reward of the prompt's greedy answer, one for each sample; remax compares with it."""
 
 
 class PPOTrainer:
@@ -119,9 +122,9 @@ class PPOTrainer:
         from megarl.algorithms.advantages import estimator
         from megarl.train.phases import compute_advantages, measure, update
 
-        name = self._config.algorithm.adv_estimator
-        needs_groups = name if estimator(name).needs_groups else ""
-        check_batch(batch, self._run.shape.vocab_size, needs_groups)
+        check_batch(
+            batch, self._run.shape.vocab_size, estimator(self._config.algorithm.adv_estimator)
+        )
         table, run = _table(batch), self._run
         run.config.algorithm.global_batch_size = self._mini_batch_size or len(table)
         rows = zip(batch.prompts, batch.responses, strict=True)
@@ -165,14 +168,18 @@ class PPOTrainer:
         leave_pool()
 
 
-def check_batch(batch: PPOBatch, vocab_size: int, needs_groups: str = "") -> None:
+def check_batch(batch: PPOBatch, vocab_size: int, chosen: Estimator | None = None) -> None:
     """ConfigError for samples that cannot be learned from, naming the sample where there is one.
 
-    needs_groups: name of an estimator that compares the samples of a prompt; "" for none.
+    chosen: the estimator that is to read them; None: any.
     """
     count = len(batch.rewards)
     sizes = {"prompts": len(batch.prompts), "responses": len(batch.responses), "rewards": count}
-    optional = {"groups": batch.groups, "logprobs": batch.logprobs}
+    optional = {
+        "groups": batch.groups,
+        "logprobs": batch.logprobs,
+        "baselines": batch.baselines,
+    }
     sizes |= {name: len(given) for name, given in optional.items() if given is not None}
     if len(set(sizes.values())) != 1 or count == 0:
         raise ConfigError(f"PPOBatch: lists of one length, at least 1, are needed: {sizes}")
@@ -196,10 +203,16 @@ def check_batch(batch: PPOBatch, vocab_size: int, needs_groups: str = "") -> Non
                 f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for "
                 f"{len(response)} response tokens: give one each"
             )
-    if needs_groups and (batch.groups is None or len(set(batch.groups)) == count):
+    alone = batch.groups is None or len(set(batch.groups)) == count
+    if chosen is not None and chosen.needs_groups and alone:
         raise ConfigError(
-            f"PPOBatch: adv_estimator {needs_groups} compares the samples of a prompt, and no two "
+            f"PPOBatch: adv_estimator {chosen.name} compares the samples of a prompt, and no two "
             "samples share a number in groups: every advantage would be 0"
+        )
+    if chosen is not None and chosen.needs_greedy and batch.baselines is None:
+        raise ConfigError(
+            f"PPOBatch: adv_estimator {chosen.name} compares with a greedy answer, and there are "
+            "no baselines: give the reward of one for each sample"
         )
 
 
@@ -214,6 +227,7 @@ def _table(batch: PPOBatch) -> RowTable:
         finished=torch.ones(count, dtype=torch.bool),
         weight_version=torch.zeros(count, dtype=torch.int32),
         source=("",) * count,
+        baseline=None if batch.baselines is None else torch.tensor(list(batch.baselines)).float(),
     )
 
 

@@ -26,7 +26,7 @@ FREE = (
     "rollout.tensor_parallel_size", "rollout.pipeline_parallel_size",
     "rollout.enable_expert_parallel", "rollout.kv_cache_megabytes",
     "rollout.gpu_memory_utilization", "rollout.enforce_eager", "rollout.enable_sleep_mode",
-    "data.indexed.cache_dir",
+    "data.indexed.cache_dir", "reward.overlap",
 )  # fmt: skip
 """Keys, with all below them, that may differ: how far, where and how fast the run goes. How far is
 not free where a learning rate decays over the whole run."""

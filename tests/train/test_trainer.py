@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny_folder import write_folder
 
+from megarl.algorithms.advantages import estimator
 from megarl.errors import ConfigError
 from megarl.trainer import PPOBatch, PPOTrainer, check_batch
 
@@ -136,7 +137,16 @@ def test_policy_losses_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
 def test_samples_that_cannot_be_learned_from(change: dict[str, Any], words: str) -> None:
     given: dict[str, Any] = {"prompts": [[5], [6]], "responses": [[1], [1]], "rewards": [1.0, 0.0]}
     with pytest.raises(ConfigError, match=words):
-        check_batch(PPOBatch(**(given | change)), 70, "grpo")
+        check_batch(PPOBatch(**(given | change)), 70, estimator("grpo"))
+
+
+def test_what_remax_compares_with_must_be_there() -> None:
+    given: dict[str, Any] = {"prompts": [[5], [6]], "responses": [[1], [1]], "rewards": [1.0, 0.0]}
+    with pytest.raises(ConfigError, match="remax compares with a greedy answer.* no baselines"):
+        check_batch(PPOBatch(**given), 70, estimator("remax"))
+    with pytest.raises(ConfigError, match="'baselines': 1"):
+        check_batch(PPOBatch(**given, baselines=[0.5]), 70, estimator("remax"))
+    check_batch(PPOBatch(**given, baselines=[0.5, 0.0]), 70, estimator("remax"))
 
 
 @pytest.mark.parametrize(
