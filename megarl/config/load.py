@@ -91,6 +91,7 @@ def _in_words(type_name: str) -> str:
     words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
     words |= {"None": "null", "dict[str, list[int]]": "a mapping of names to lists of ranks"}
     words |= {"dict[str, Any]": "a mapping", "list[Any]": "a list"}
+    words |= {"list[int]": "a list of whole numbers"}
     return " or ".join(words.get(part, part) for part in type_name.split(" | "))
 
 

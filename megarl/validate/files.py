@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.load import configured_reward
+from megarl.types import Prompt
+from megarl.validate.evaluation import check_best_source
 from megarl.validate.indexed import check_indexed
 from megarl.weights.source import SafetensorsFolder
 
@@ -69,8 +72,15 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"reward.function: {error}") from None
     reward = named[1] if named else None
-    for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
-        _check_prompts(config, tokenizer, key, reward)
+    if purpose == "eval":
+        _check_prompts(config, tokenizer, "eval_path", reward)
+        return
+    _check_prompts(config, tokenizer, "train_path", reward)
+    path, size = config.data.eval_path, config.data.eval_size
+    if path:
+        heldout = _check_prompts(config, tokenizer, "eval_path", reward)
+        if _row_limit(path) is None or len(heldout) >= size:
+            check_best_source(config, heldout[:size])
 
 
 def _check_weights(name: str, role: RolePlan, *, new_head: bool) -> None:
@@ -124,10 +134,11 @@ def _tokenizer(role: RolePlan) -> Any:
     return tokenizer
 
 
-def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunction | None) -> None:
+def _check_prompts(
+    config: Config, tokenizer: Any, key: str, reward: RewardFunction | None
+) -> Sequence[Prompt]:
+    """The prompts of a file, the first ones where it is large."""
     data, path = config.data, getattr(config.data, key)
-    if not path:
-        return
     limit = _row_limit(path)
     try:
         prompts = configured_prompts(data, path, tokenizer, limit)
@@ -142,6 +153,7 @@ def _check_prompts(config: Config, tokenizer: Any, key: str, reward: RewardFunct
             f"prompts in {path} ({prompts.dropped} longer ones dropped): a step would hold a "
             "prompt twice; lower it, or add prompts"
         )
+    return prompts
 
 
 def _check_examples(config: Config, tokenizer: Any, key: str, read: Any) -> None:
