@@ -13,7 +13,7 @@ from megarl.errors import RunError
 from megarl.mesh.control import Control
 from megarl.mesh.rows import RowMap, move_rows
 from megarl.mesh.universe import Universe
-from megarl.rewards.base import RewardFunction
+from megarl.rewards.base import RewardFunction, read_answers
 from megarl.rewards.base import score as score_function
 from megarl.roles.reward_model import RewardModel
 from megarl.roles.step_rows import StepRows
@@ -70,6 +70,16 @@ class Scorer:
             said_by_function if self.function else [None] * len(rewards)
         )
         return [Score(*both) for both in zip(rewards, judged, strict=True)]
+
+    def read_answers(self, rollouts: Sequence[Rollout]) -> list[str | None]:
+        """What each rollout answers, as the function reads it; None for none. No other rank is met.
+
+        RunError, naming row and prompt, where it cannot be read.
+        """
+        if self.function is None:
+            return [None] * len(rollouts)
+        name, function = self.function
+        return read_answers(function, name, rollouts)
 
 
 def _ask_model(

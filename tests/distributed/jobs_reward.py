@@ -14,7 +14,7 @@ from worker import Rank
 from megarl.config.schema import Config
 from megarl.errors import RunError
 from megarl.mesh.layout import MeshLayout
-from megarl.train.build import Builder
+from megarl.train.build import Builder, make_evaluation
 from megarl.train.evaluate import evaluate
 from megarl.train.scoring import Scorer
 from megarl.types import Prompt, Rollout, SamplingSpec
@@ -54,15 +54,16 @@ def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[
 
 def evaluations(
     rank: Rank, actor: str, path: str, rollouts: list[Rollout]
-) -> list[tuple[dict[str, float], float | None]]:
-    """Metrics and accuracy of answers: a function and the model, then the model alone."""
+) -> list[tuple[dict[str, float], list[bool | None]]]:
+    """Metrics and right ones of answers: a function and the model, then the model alone."""
     both = _scorer(rank, actor, path, MeshLayout(), 1.0, 0.0)
     engine: Any = SimpleNamespace(generate=lambda *_: rollouts)
     prompts = [one.request.prompt for one in rollouts]
+    spec = make_evaluation(Config(), SamplingSpec())
     found = []
     for scorer in (both, replace(both, function=None)):
-        result = evaluate(engine, rank.control, scorer, prompts, SamplingSpec(), 1.0)
-        found.append((result.metrics(), result.accuracy))
+        result = evaluate(engine, rank.control, scorer, prompts, spec)
+        found.append((result.metrics, [one.right for one in result.answers]))
     return found
 
 
