@@ -8,15 +8,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megarl.rewards.base import read_answers
 from megarl.rewards.built_in import BUILT_IN, NEED_LABELS
+from megarl.rewards.load import load_reward
+from megarl.types import Prompt, Rollout, RolloutRequest
 
 PAGE = (Path(__file__).parents[2] / "docs/rewards.md").read_text()
 
 
+CODE, OWN = re.findall(r"```python\n(.*?)\n```\n\n##", PAGE, re.DOTALL)
+
+
 def test_the_python_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)\n```\n\n##", PAGE, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_reward_of_ones_own_is_one(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN + "\n")
+    reward = load_reward(f"{tmp_path / 'own.py'}:LastWord")
+    prompts = [Prompt(i, (1,), "q", "blue", "mine") for i in range(3)]
+    texts = ["It is blue", "blue, or red", ""]
+    assert reward(prompts, texts) == [1.0, 0.0, 0.0]
+    rollouts = [
+        Rollout(RolloutRequest(i, i, prompt, 0), (1,), (0.0,), text, "stop", 0)
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    assert read_answers(reward, "own", rollouts) == ["blue", "red", None]
 
 
 def test_every_reward_is_in_the_table() -> None:
