@@ -7,6 +7,6 @@ has to be summed goes out as a sum.
 
 In the order of a step: `shaping` (scores), `advantages` (a package: estimators by name),
 `corrections` (of the engine's log-probs), `policy` (a package: losses by name), `losses` (weights
-and denominators, value loss), `kl`, `entropy`, `stats` (sums for metrics), `evaluation`. Below
-them: `registry`, `groups`, `logprobs`, `masked`.
+and denominators, value loss), `kl`, `entropy`, `stats` (sums for metrics), `evaluation` and
+`eval_metrics`. Below them: `registry`, `groups`, `logprobs`, `masked`.
 """

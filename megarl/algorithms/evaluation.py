@@ -50,3 +50,14 @@ def majority_vote(answers: Sequence[Hashable | None], right: Sequence[bool]) -> 
     leaders = {answer for answer, count in votes.items() if count == most}
     verdicts = [v for a, v in zip(answers, right, strict=True) if a is not None and a in leaders]
     return sum(verdicts) / len(verdicts)
+
+
+def pass_at_ks(num_samples: int, wanted: Sequence[int] = ()) -> tuple[int, ...]:
+    """The k of pass@k, ascending, for so many samples of each question.
+
+    wanted, or without any: 1, the powers of two below num_samples, and num_samples; () where there
+    are no samples.
+    """
+    powers = (1 << power for power in range(num_samples.bit_length()))
+    usual = {k for k in powers if k < num_samples} | ({num_samples} if num_samples else set())
+    return tuple(sorted(set(wanted) or usual))

@@ -93,6 +93,7 @@ def _in_words(type_name: str) -> str:
     words |= {"dict[str, Any]": "a mapping", "list[Any]": "a list"}
     words |= {"dict[str, float]": "a mapping of names to numbers", "list[float]": "numbers"}
     words["dict[str, ExtraRewardConfig]"] = "a mapping of names to {function, kwargs, coef}"
+    words |= {"list[int]": "a list of whole numbers"}
     return " or ".join(words.get(part, part) for part in type_name.split(" | "))
 
 

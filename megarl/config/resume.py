@@ -16,7 +16,7 @@ from megarl.errors import ConfigError
 
 FREE = (
     "run.steps", "run.eval_interval", "run.timeout_s", "run.stall_timeout_s", "run.export",
-    "run.world_size", "run.dir", "resources", "checkpoint", "observe", "weight_sync",
+    "run.world_size", "run.dir", "resources", "checkpoint", "observe", "weight_sync", "evaluation",
     "actor.mesh", "critic.mesh", "reference.mesh", "reward.mesh",
     "actor.optimizer.optimizer_offload", "critic.optimizer.optimizer_offload",
     "actor.optimizer.grad_offload", "critic.optimizer.grad_offload",

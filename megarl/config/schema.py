@@ -390,6 +390,22 @@ class RewardConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How held-out prompts are answered: greedily, and by samples beside that."""
+
+    n_samples: int = 0
+    """Sampled answers to each prompt, for pass@k and majority votes; 0: only the greedy one."""
+    temperature: float = 1.0
+    """Their sampling temperature."""
+    top_p: float = 1.0
+    """Their nucleus size."""
+    top_k: int = -1
+    """Their largest number of candidates; -1 is all."""
+    pass_at: list[int] = field(default_factory=list)
+    """The k of pass@k, 1 to n_samples; empty: 1, the powers of two below n_samples, n_samples."""
+
+
+@dataclass
 class WeightSyncConfig:
     """The reshard from actor to rollout."""
 
@@ -420,8 +436,8 @@ class CheckpointConfig:
     keep_every: int = 0
     """Checkpoints of steps that are multiples of this stay for ever; 0: none."""
     best_metric: str | None = None
-    """Metric of evaluations, such as eval/accuracy: a step with a new best one is saved, and stays
-    until there is a better; None: none does."""
+    """Metric of evaluations, such as eval/accuracy or eval/pass@4/SOURCE: a step with a new best
+    one is saved, and stays until there is a better; None: none does."""
     higher_is_better: bool | None = None
     """Whether the highest best_metric is the best; None: the lowest of a loss, the highest of
     anything else."""
@@ -496,6 +512,8 @@ class Config:
     """Advantages and losses."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The verifier, the reward model."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Answers to held-out prompts."""
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     """Actor to rollout."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

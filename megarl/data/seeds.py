@@ -19,6 +19,11 @@ def sample_seed(run_seed: int, step: int, prompt_id: int, sample_index: int) -> 
     return stable_hash(run_seed, step, prompt_id, sample_index)
 
 
+def evaluation_seed(run_seed: int, prompt_id: int, sample_index: int) -> int:
+    """63-bit seed of one sample for a held-out prompt, the same in every evaluation of a run."""
+    return stable_hash(run_seed, "evaluation", prompt_id, sample_index)
+
+
 def step_seeds(
     run_seed: int, step: int, prompt_ids: Sequence[int], num_samples: int
 ) -> list[list[int]]:

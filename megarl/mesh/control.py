@@ -67,6 +67,15 @@ class Control:
                 )
         return [facts for _, _, facts in answers]
 
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on universe rank 0, which keeps the books; else [].
+
+        For texts and what else is too much for all ranks. RunError as in `gather`.
+        """
+        self.gather(None)
+        with self._exchange():
+            return self._universe.gather(value, 0)
+
     def agree(self, facts: Mapping[str, float]) -> dict[str, float]:
         """Sum of each named number over all ranks, added in rank order on every rank."""
         total: dict[str, float] = {}

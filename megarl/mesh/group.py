@@ -68,6 +68,25 @@ class RankGroup:
         pairs = zip(blobs, lengths, strict=True)
         return [pickle.loads(b[: int(n)].numpy().tobytes()) for b, n in pairs]
 
+    def gather(self, value: Any, to: int) -> list[Any]:
+        """Every rank's picklable value, in rank order, on rank `to`; [] elsewhere.
+
+        For what is too large to be on all of them: each value travels once, as it is.
+        """
+        blob = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        lengths = self.all_gather(blob.numel())
+        if self.rank != to:
+            self.send(blob, to).wait()
+            return []
+        blobs = [torch.empty(length, dtype=torch.uint8) for length in lengths]
+        waits = [self.receive(blobs[rank], rank) for rank in range(self.size) if rank != to]
+        for wait in waits:
+            wait.wait()
+        return [
+            value if rank == to else pickle.loads(found.numpy().tobytes())
+            for rank, found in enumerate(blobs)
+        ]
+
     def kept(self, kind: type[T], make: Callable[[], T]) -> T:
         """What is made once for the group, at the first call (such as a communicator)."""
         if kind not in self._kept:

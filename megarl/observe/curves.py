@@ -37,6 +37,9 @@ class Panel:
 PANELS = (
     Panel("Reward", ("reward", "reward_mean", "*reward/mean", "*/reward_mean")),
     Panel("Accuracy", ("*accuracy*",), unit="share right"),
+    Panel(
+        "Samples of held-out prompts", ("eval/pass@*", "eval/maj@*"), ("eval/*/*",), "share right"
+    ),
     Panel("KL", ("kl", "*/kl", "*_kl", "*kl_mean", "*gen_kl_error"), ("*coef*",), unit="nats"),
     Panel("Entropy", ("entropy", "*/entropy", "*entropy_mean"), ("*coef*",), unit="nats per token"),
     Panel("Response length", ("*response_length", "*response_length*mean"), unit="tokens"),

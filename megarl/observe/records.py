@@ -10,8 +10,8 @@ PLANS = "reshard-plan"
 """Folder of what every rank moves in a weight sync."""
 RECORDS = (
     "config.yaml", "metrics.jsonl", "summary.json", "report.txt", "curves.png", "eval.json",
-    "answers.jsonl", "answers-step*.jsonl", "events.out.tfevents.*", PLANS,
-    "checkpoints", "model", "probe.json",
+    "answers.jsonl", "answers-step*.jsonl", "samples.jsonl", "samples-step*.jsonl",
+    "events.out.tfevents.*", PLANS, "checkpoints", "model", "probe.json",
 )  # fmt: skip
 """Patterns of one run's files and folders; logs go on."""
 RESULTS = ("metrics.jsonl", "eval.json", "checkpoints")

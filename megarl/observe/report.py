@@ -45,6 +45,30 @@ def summary_table(
     return table
 
 
+def sources_table(
+    metrics: Mapping[str, float], prompts: Mapping[str, int], title: str = ""
+) -> Table:
+    """An evaluation's metrics: a row per source, where there are several, and one for all.
+
+    metrics: eval/NAME over all prompts, eval/NAME/SOURCE over those of a source. prompts: how many
+    each source has.
+    """
+    names = [name for name in metrics if name.count("/") == 1]
+    if "eval/pass@1" in names:  # the same number
+        names.remove("eval/sampled_accuracy")
+    heads = [name.removeprefix("eval/").replace("reward_mean", "reward") for name in names]
+    sources = sorted(prompts) if len(prompts) > 1 else []
+    rows: dict[str, list[float | str]] = {
+        source: [*(metrics[f"{name}/{source}"] for name in names), prompts[source]]
+        for source in sources
+    }
+    # A source may itself be called "all".
+    rows["all" if "all" not in rows else "(all)"] = [
+        *(metrics[name] for name in names), sum(prompts.values())
+    ]  # fmt: skip
+    return summary_table(rows, ["source", *heads, "prompts"], title)
+
+
 def answers_table(
     samples: Sequence[SampleAnswer], title: str = "Answers", max_chars: int = 160
 ) -> Table:

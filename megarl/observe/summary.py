@@ -22,6 +22,7 @@ def summarize(metrics_path: Path, accuracy: Mapping[int, float]) -> dict[str, An
     steps = [m for _, m in history if "reward_mean" in m]
     first, last = steps[0], steps[-1]
     rewards = [m["eval/reward_mean"] for _, m in history if "eval/reward_mean" in m]
+    sampled = [m for _, m in history if "eval/sampled_accuracy" in m]
     names = ("reward_mean", "actor/ref_kl", "actor/entropy", "response_length/mean")
     diff = "train_rollout_logprob_abs_diff"
     timing = sorted({name for m in steps for name in m if name.startswith("timing_s/")})
@@ -32,6 +33,8 @@ def summarize(metrics_path: Path, accuracy: Mapping[int, float]) -> dict[str, An
         "accuracy_first": next(iter(reached.values()), None),
         "accuracy_last": next(reversed(reached.values()), None),
         "heldout_reward": rewards[:1] + rewards[-1:],
+        "heldout_first": _of_samples(sampled[0]) if sampled else {},
+        "heldout_last": _of_samples(sampled[-1]) if sampled else {},
         "first": {name: first[name] for name in names if name in first},
         "last": {name: last[name] for name in names if name in last},
         "mean": {
@@ -54,6 +57,8 @@ def table_rows(summary: Mapping[str, Any]) -> dict[str, tuple[float | str, ...]]
         rows["held-out accuracy"] = (summary["accuracy_first"], summary["accuracy_last"])
     if summary["heldout_reward"]:
         rows["held-out reward"] = tuple(summary["heldout_reward"])
+    for name, value in summary["heldout_last"].items():
+        rows[f"held-out {name}"] = (summary["heldout_first"].get(name, ""), value)
     for name, value in summary["last"].items():
         rows[name] = (summary["first"].get(name, ""), value)
     for name, value in summary["mean"].items():
@@ -66,3 +71,9 @@ def table_rows(summary: Mapping[str, Any]) -> dict[str, tuple[float | str, ...]]
     rows["peak memory, all ranks (GiB)"] = ("", summary["peak_memory_gib"])
     rows["TensorBoard"] = ("", summary["tensorboard"])
     return rows
+
+
+def _of_samples(metrics: Mapping[str, float]) -> dict[str, float]:
+    """pass@k and maj@n of an evaluation, over all sources."""
+    names = (name.removeprefix("eval/") for name in metrics if name.startswith("eval/"))
+    return {name: metrics[f"eval/{name}"] for name in names if "@" in name and "/" not in name}

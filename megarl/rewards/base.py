@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,13 +31,20 @@ class RewardFunction(Protocol):
     service: it is called in a thread, several times in a step, with what has been generated since
     the call before (`reward.overlap`). It must not use torch.distributed. Any function of this form
     will do. One with a method `check_prompts(prompts)` is asked, before a run starts, whether it
-    can score the data: it raises DataError if not.
+    can score the data: it raises DataError if not. One with a method `read_answer(prompt, response)
+    -> str | None` says what a response answers, for majority votes: equal texts are the same
+    answer, None is no answer. Several threads call it at the same time. Without it the response is
+    its own answer.
     """
 
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> Sequence[float] | Sequence[StepRewards]:
         """One finite score per response, in order; or its steps' with the whole's."""
+
+
+READERS = 16
+"""Threads that read answers: a reader may be waiting for a process of its own."""
 
 
 def score(
@@ -92,6 +100,37 @@ def _checked(value: object, name: str, rollout: Rollout) -> StepRewards:
             )
     steps = tuple((end, _finite(each, name, rollout)) for end, each in value.steps)
     return StepRewards(steps, _finite(value.score, name, rollout))
+
+
+def read_answers(
+    reward: RewardFunction, name: str, rollouts: Sequence[Rollout]
+) -> list[str | None]:
+    """What each rollout answers, in order: by the reward's `read_answer`, or its text, stripped.
+
+    RunError, naming the reward called `name` and the sample, if reading raises, or gives something
+    that is neither text nor None.
+    """
+    read = getattr(reward, "read_answer", None)
+
+    def answer(rollout: Rollout) -> str | None:
+        if read is None:
+            return rollout.text.strip() or None
+        try:
+            found = read(rollout.request.prompt, rollout.text)
+        except Exception as error:  # As in `score`: the function is its author's.
+            raise RunError(
+                f"reward {name}: read_answer raised {type(error).__name__} on {_sample(rollout)}: "
+                f"{error}"
+            ) from error
+        if found is None or isinstance(found, str):
+            return found
+        raise RunError(
+            f"reward {name}: read_answer gave {found!r} for {_sample(rollout)}: it must give text, "
+            "or None"
+        )
+
+    with ThreadPoolExecutor(READERS) as threads:
+        return list(threads.map(answer, rollouts))
 
 
 def _finite(value: object, name: str, rollout: Rollout) -> float:

@@ -45,6 +45,10 @@ class MultipleChoice:
         pairs = zip(prompts, responses, strict=True)
         return [float(self.chosen(text) == self._label(prompt)) for prompt, text in pairs]
 
+    def read_answer(self, prompt: Prompt, response: str) -> str | None:
+        """The letter."""
+        return self.chosen(response)
+
     def chosen(self, response: str) -> str | None:
         """The letter that a response chooses; None for none."""
         stated, alone = self._patterns

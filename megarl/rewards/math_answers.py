@@ -29,11 +29,16 @@ class MathVerify:
     time_s: float = 5.0
     workers: int = 0
     """Processes; 0: one for each processor, at most 4."""
-    _workers: list[Workers] = field(default_factory=list, init=False, compare=False)
+    _workers: Workers = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        count = self.workers or min(os.cpu_count() or 1, 4)
+        workers = Workers("megarl.rewards.math_compare", count, self.time_s)
+        object.__setattr__(self, "_workers", workers)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """DataError for the first label without a value."""
-        readable = self._ask([{"label": prompt.label} for prompt in prompts])
+        readable = self._ask([{"label": prompt.label} for prompt in prompts], "no value")
         for prompt, right in zip(prompts, readable, strict=True):
             if not right:
                 raise DataError(
@@ -45,21 +50,23 @@ class MathVerify:
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """One score per response."""
         pairs = zip(prompts, responses, strict=True)
-        return self._ask([{"label": p.label, "response": text} for p, text in pairs])
+        questions = [{"label": p.label, "response": text} for p, text in pairs]
+        return [float(bool(answer)) for answer in self._ask(questions, "wrong")]
+
+    def read_answer(self, prompt: Prompt, response: str) -> str | None:
+        """The value that the response states, simplified; None for none, and where it is late."""
+        found: str | None = self._ask([{"response": response}], "no answer")[0]
+        return found or None
 
     def close(self) -> None:
         """End the processes; the next call starts others."""
-        for each in self._workers:
-            each.close()
+        self._workers.close()
 
-    def _ask(self, questions: Sequence[dict[str, Any]]) -> list[float]:
-        if not self._workers:
-            if importlib.util.find_spec("math_verify") is None:
-                raise ConfigError("reward math_verify needs math-verify: pip install math-verify")
-            count = self.workers or min(os.cpu_count() or 1, 4)
-            self._workers.append(Workers("megarl.rewards.math_compare", count, self.time_s))
-        answers = self._workers[0].ask(questions)
-        late = answers.count(None)
-        if late:
-            _LOG.warning("math_verify: %d answers took over %g s: wrong", late, self.time_s)
-        return [float(bool(answer)) for answer in answers]
+    def _ask(self, questions: Sequence[dict[str, str]], late_is: str) -> list[Any]:
+        """The workers' answers; None, which a warning calls `late_is`, where one was too late."""
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError("reward math_verify needs math-verify: pip install math-verify")
+        answers = self._workers.ask(questions)
+        if late := answers.count(None):
+            _LOG.warning("math_verify: %d answers took over %g s: %s", late, self.time_s, late_is)
+        return answers

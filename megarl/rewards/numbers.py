@@ -22,5 +22,15 @@ def only_number(text: str) -> Decimal | None:
     return Decimal(text.replace(",", "")) if found else None
 
 
+def last_number(text: str) -> str | None:
+    """The last number of a text, written in the one way that equal numbers have: 72 for 72.0."""
+    found = numbers_in(text)
+    if not found:
+        return None
+    written = format(found[-1], "f")
+    written = written.rstrip("0").rstrip(".") if "." in written else written
+    return "0" if written == "-0" else written
+
+
 def _ascii(text: str) -> str:
     return text.replace(_MINUS_SIGN, "-")

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from megarl.errors import ConfigError, DataError
-from megarl.rewards.numbers import numbers_in, only_number
+from megarl.rewards.numbers import last_number, numbers_in, only_number
 from megarl.types import Prompt
 
 Prompts = Sequence[Prompt]
@@ -27,6 +27,10 @@ class ExactMatch:
             float(self._normal(response) == self._normal(prompt.label))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
+
+    def read_answer(self, prompt: Prompt, response: str) -> str | None:
+        """The response as it is compared; None for blanks."""
+        return self._normal(response) or None
 
     def _normal(self, text: str) -> str:
         return text.strip() if self.case_sensitive else text.strip().casefold()
@@ -60,6 +64,10 @@ class NumericMatch:
             scores.append(float(bool(found) and abs(found[0] - right) <= tolerance))
         return scores
 
+    def read_answer(self, prompt: Prompt, response: str) -> str | None:
+        """The last number."""
+        return last_number(response)
+
 
 @dataclass(frozen=True)
 class NumberAnswer:
@@ -85,6 +93,10 @@ class NumberAnswer:
             self._score(_label_number(prompt), response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
+
+    def read_answer(self, prompt: Prompt, response: str) -> str | None:
+        """The last number, whatever is said around it."""
+        return last_number(response)
 
     def _score(self, right: Decimal, response: str) -> float:
         if only_number(response) == right:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from megarl.errors import RunError
@@ -37,18 +38,21 @@ class Workers:
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: list[_Worker] = []
         self._threads: ThreadPoolExecutor | None = None
+        self._starting = Lock()
 
     def ask(self, questions: Sequence[Any]) -> list[Any]:
         """The answer to each question (both JSON), in order; None where none came.
 
-        None: it took too long, or too much memory. RunError for a worker that does not start.
+        None: it took too long, or too much memory. RunError for a worker that does not start. Any
+        thread may ask.
         """
-        while len(self._all) < self._count:
-            self._all.append(_Worker(self._module))
-            self._free.put(self._all[-1])
-        if self._threads is None:
-            # Kept: the kernel ends a worker with the thread that started it.
-            self._threads = ThreadPoolExecutor(self._count)
+        with self._starting:
+            while len(self._all) < self._count:
+                self._all.append(_Worker(self._module))
+                self._free.put(self._all[-1])
+            if self._threads is None:
+                # Kept: the kernel ends a worker with the thread that started it.
+                self._threads = ThreadPoolExecutor(self._count)
         return list(self._threads.map(self._ask_one, questions))
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +46,25 @@ def work_folder(folder: Path, *, wait_s: float = 0.0) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.end(folder)
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Write a file that has its name, in place of an older one, once all of it is on the disk.
+
+    A disk that fills up becomes a RunError.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise disk_full(path, error) from None
+        raise
 
 
 def check_writable(path: Path, key: str, cure: str) -> Path:

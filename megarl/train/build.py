@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
+from megarl.algorithms.evaluation import pass_at_ks
 from megarl.algorithms.kl import kl_controller
 from megarl.algorithms.options import correction_options, policy_loss_options
 from megarl.checkpoint.folder import goes_on
@@ -36,6 +38,7 @@ from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
+from megarl.train.evaluate import EvaluationSpec
 from megarl.train.learner import Learner
 from megarl.train.run import Run
 from megarl.train.scoring import Scorer
@@ -194,6 +197,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     if books.logger is not None and not goes_on(config):
         counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
         books.logger.log(counts, 0)
+    sampling = make_sampling(config, plan, tokenizer)
     return Run(
         **parts,
         books=books,
@@ -204,7 +208,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         prompts=prompts,
         eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],
         order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
-        sampling=make_sampling(config, plan, tokenizer),
+        sampling=sampling,
+        evaluation=make_evaluation(config, sampling),
     )
 
 
@@ -290,6 +295,21 @@ def make_sampling(config: Config, plan: RunPlan, tokenizer: Any) -> SamplingSpec
         top_k=config.rollout.top_k,
         max_response_length=config.data.max_response_length,
         stop_token_ids=stop_tokens(plan.actor.path, tokenizer),
+    )
+
+
+def make_evaluation(config: Config, sampling: SamplingSpec) -> EvaluationSpec:
+    """How held-out prompts are answered; `sampling` is that of training."""
+    settings = config.evaluation
+    return EvaluationSpec(
+        greedy=replace(sampling, temperature=0.0, top_p=1.0, top_k=-1),
+        sampled=replace(
+            sampling, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
+        ),
+        num_samples=settings.n_samples,
+        pass_at=pass_at_ks(settings.n_samples, settings.pass_at),
+        run_seed=config.run.seed,
+        success_reward=config.reward.success_reward,
     )
 
 

@@ -1,4 +1,4 @@
-"""`megarl eval`: a model's greedy answers to the held-out prompts, without training."""
+"""`megarl eval`: a model's answers to the held-out prompts, without training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from megarl.mesh.control import Control
 from megarl.mesh.run_plan import RunPlan
 from megarl.mesh.universe import Universe
 from megarl.observe.progress import Progress
-from megarl.observe.report import show, summary_table
+from megarl.observe.report import show
 from megarl.roles.actor import Actor
-from megarl.train.build import Builder, make_sampling, make_weight_sync, read_prompts
+from megarl.train.build import (
+    Builder,
+    make_evaluation,
+    make_sampling,
+    make_weight_sync,
+    read_prompts,
+)
+from megarl.train.eval_records import evaluation_table, write_answers
 from megarl.train.evaluate import evaluate
-from megarl.train.finish import write_answers
 
 
 def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: Control) -> None:
@@ -33,24 +39,18 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
     weight_sync.run()
     control.enter("evaluate")
     # One replica shows its share, which is about as far as the others are with theirs.
-    share = len(prompts[:: rollout.num_replicas])
+    share = len(prompts[:: rollout.num_replicas]) * (1 + config.evaluation.n_samples)
     shows = config.observe.progress and universe.rank == rollout.lead_of(0)
+    spec = make_evaluation(config, make_sampling(config, plan, tokenizer))
     with Progress(f"evaluate (1 of {rollout.num_replicas} replicas)", share, shows) as bar:
         result = evaluate(
-            rollout,
-            control,
-            scorer,
-            prompts,
-            make_sampling(config, plan, tokenizer),
-            config.reward.success_reward,
-            lambda rollouts: bar.advance(len(rollouts)),
+            rollout, control, scorer, prompts, spec, lambda new: bar.advance(len(new))
         )
     if universe.rank == 0:
         folder = Path(config.run.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_answers(folder / "answers.jsonl", result)
-        (folder / "eval.json").write_text(json.dumps(result.metrics(), indent=2) + "\n")
-        show(summary_table(result.metrics(), ("metric", "value"), f"Evaluation {folder}"))
+        write_answers(folder, prompts, result)
+        (folder / "eval.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
+        show(evaluation_table(result.metrics, prompts, f"Evaluation {folder}"))
     universe.barrier()
     if rollout.here:
         rollout.engine.close()

@@ -1,10 +1,13 @@
-"""Greedy evaluation on held-out prompts."""
+"""Evaluation on held-out prompts: a greedy answer to each, and samples beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megarl.algorithms.eval_metrics import Marks, answer_metrics, measure
+from megarl.algorithms.evaluation import majority_vote
+from megarl.data.seeds import evaluation_seed
 from megarl.mesh.control import Control
 from megarl.roles.rollout import RolloutRole
 from megarl.train.scoring import Scorer
@@ -12,18 +15,34 @@ from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """How held-out prompts are answered, and what counts."""
+
+    greedy: SamplingSpec
+    sampled: SamplingSpec
+    num_samples: int
+    """Of each prompt, beside the greedy answer."""
+    pass_at: tuple[int, ...]
+    """The k of pass@k."""
+    run_seed: int
+    success_reward: float
+    """The function's reward from which an answer that ended by itself is right."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """One held-out prompt's greedy answer."""
+    """One answer to a held-out prompt."""
 
     row: int
-    prompt: str
-    question: str
-    """What the prompt asks, without its chat template."""
-    label: str
+    """The prompt's position."""
+    sample: int | None
+    """Its number among the prompt's samples, from 0; None: the greedy answer."""
     text: str
+    read: str | None
+    """What the reward reads from a sample, for the vote; None where it was cut off, or holds no
+    answer, and of greedy answers."""
     reward: float
     finished: bool
-    source: str
     right: bool | None
     """The function calls it a success, and it ended by itself; None without a function: where a
     reward model's scores would begin to be right, nobody knows."""
@@ -32,33 +51,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All answers, in the order of the prompts; equal on all ranks."""
+    """What came out; texts are on universe rank 0 alone."""
 
+    metrics: dict[str, float]
+    """See `megarl.algorithms.eval_metrics`; equal on all ranks."""
     answers: tuple[Answer, ...]
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of right answers; None where nothing says which are."""
-        return _share_right(self.answers)
-
-    def metrics(self) -> dict[str, float]:
-        """Mean reward, and accuracy where there is one, in all and per source."""
-        count = max(len(self.answers), 1)
-        out: dict[str, float | None] = {
-            "eval/accuracy": self.accuracy,
-            "eval/reward_mean": sum(answer.reward for answer in self.answers) / count,
-            "eval/finished": sum(answer.finished for answer in self.answers) / count,
-        }
-        sources = sorted({answer.source for answer in self.answers})
-        for source in sources if len(sources) > 1 else []:
-            own = [answer for answer in self.answers if answer.source == source]
-            out[f"eval/accuracy/{source}"] = _share_right(own)
-        return {name: value for name, value in out.items() if value is not None}
-
-
-def _share_right(answers: Sequence[Answer]) -> float | None:
-    judged = [answer.right for answer in answers if answer.right is not None]
-    return sum(judged) / len(judged) if judged else None
+    """The greedy ones, in the order of the prompts; () elsewhere."""
+    samples: tuple[Answer, ...]
+    """By prompt, then by number; () elsewhere."""
 
 
 def evaluate(
@@ -66,31 +66,91 @@ def evaluate(
     control: Control,
     scorer: Scorer,
     prompts: Sequence[Prompt],
-    sampling: SamplingSpec,
-    success_reward: float,
+    spec: EvaluationSpec,
     on_answered: Callable[[Sequence[Rollout]], None] | None = None,
 ) -> Evaluation:
-    """Answer every prompt greedily and score the answers; all ranks call it together.
+    """Answer every prompt (at least one) and score the answers; all ranks call it together.
 
-    on_answered hears of the answers that a step of this rank's replica finished.
+    A sample's seed is the same in every evaluation of a run, wherever it is made. on_answered hears
+    of the answers that a step of this rank's replica finished.
     """
-    requests = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
-    rollouts = rollout.generate(requests, sampling.greedy(), on_answered)
+    count = spec.num_samples
+    greedy = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
+    rollouts = rollout.generate(greedy, spec.greedy, on_answered)
+    answers = _judge(scorer, rollouts, spec, sampled=False)
+    samples: list[Answer] = []
+    if count:
+        sampled = [
+            RolloutRequest(row * count + index, row, prompt, seed)
+            for row, prompt in enumerate(prompts)
+            for index, seed in enumerate(_seeds(spec, prompt))
+        ]
+        rollouts = rollout.generate(sampled, spec.sampled, on_answered)
+        samples = _judge(scorer, rollouts, spec, sampled=True)
+    # All answers to a prompt are on one rank: it tells the others what they are worth.
+    own = _marks(prompts, answers, samples)
+    found = {row: mark for rank in control.gather(own) for row, mark in rank.items()}
+    marks = [found[row] for row in range(len(prompts))]
+    judged = all(one.right is not None for one in marks)
+    metrics = measure(marks, answer_metrics(count, spec.pass_at, judged=judged))
+    return Evaluation(metrics, _collect(control, answers), _collect(control, samples))
+
+
+def _seeds(spec: EvaluationSpec, prompt: Prompt) -> list[int]:
+    count, seed = spec.num_samples, spec.run_seed
+    return [evaluation_seed(seed, prompt.prompt_id, index) for index in range(count)]
+
+
+def _judge(
+    scorer: Scorer, rollouts: Sequence[Rollout], spec: EvaluationSpec, *, sampled: bool
+) -> list[Answer]:
+    """The rollouts of this rank as answers, in order; all ranks call it together."""
     scores = scorer.judge(rollouts)
-    own = [
-        Answer(
-            one.request.row,
-            one.request.prompt.text,
-            one.request.prompt.question or one.request.prompt.text,
-            one.request.prompt.label,
-            one.text,
-            score.reward,
-            one.finish_reason == "stop",
-            one.request.prompt.source,
-            scorer.is_right(score.verdict, one.finish_reason == "stop", success_reward),
-            one.response_ids,
+    finished = [one for one in rollouts if one.finish_reason == "stop"]
+    texts = scorer.read_answers(finished) if sampled else [None] * len(finished)
+    read = {one.request.row: text for one, text in zip(finished, texts, strict=True)}
+    answers = []
+    for one, score in zip(rollouts, scores, strict=True):
+        row, index = divmod(one.request.row, spec.num_samples if sampled else 1)
+        ended = one.finish_reason == "stop"
+        answers.append(
+            Answer(
+                row=row,
+                sample=index if sampled else None,
+                text=one.text,
+                read=read.get(one.request.row),
+                reward=score.reward,
+                finished=ended,
+                right=scorer.is_right(score.verdict, ended, spec.success_reward),
+                token_ids=one.response_ids,
+            )
         )
-        for one, score in zip(rollouts, scores, strict=True)
-    ]
-    answers = [answer for rank in control.gather(own) for answer in rank]
-    return Evaluation(tuple(sorted(answers, key=lambda answer: answer.row)))
+    return answers
+
+
+def _marks(
+    prompts: Sequence[Prompt], answers: Sequence[Answer], samples: Sequence[Answer]
+) -> dict[int, Marks]:
+    """Row of a prompt -> what this rank's answers to it are worth."""
+    sampled: dict[int, list[Answer]] = {one.row: [] for one in answers}
+    for one in samples:
+        sampled[one.row].append(one)
+    found = {}
+    for one in answers:
+        right = [bool(sample.right) for sample in sampled[one.row]]
+        found[one.row] = Marks(
+            source=prompts[one.row].source,
+            reward=one.reward,
+            finished=one.finished,
+            right=one.right,
+            num_samples=len(right),
+            num_right=sum(right),
+            majority=majority_vote([sample.read for sample in sampled[one.row]], right),
+        )
+    return found
+
+
+def _collect(control: Control, answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """All ranks' answers, by prompt and number, on rank 0; () elsewhere."""
+    found = [one for rank in control.collect(answers) for one in rank]
+    return tuple(sorted(found, key=lambda one: (one.row, one.sample or 0)))

@@ -1,4 +1,4 @@
-"""The end of a run: exported model, kept answers, curves, and a table of what was reached."""
+"""The end of a run: exported model, curves, and tables of what was reached."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 
 from megarl.models.transformer_config import torch_dtype
 from megarl.observe.curves import draw_run
-from megarl.observe.report import SampleAnswer, answers_table, show, summary_table, to_text
+from megarl.observe.report import answers_table, show, summary_table, to_text
 from megarl.observe.summary import summarize, table_rows
 from megarl.roles.export import export_hf
-from megarl.train.evaluate import Evaluation
+from megarl.train.eval_records import evaluation_table, paired_answers
 from megarl.train.run import Run
-
-SAMPLE_ANSWERS = 10
 
 
 def finish_run(run: Run) -> None:
@@ -39,40 +37,17 @@ def close_run(run: Run) -> None:
 
 def _report(run: Run, folder: Path) -> None:
     evaluations = run.evaluations
-    for step, evaluation in evaluations.items():
-        write_answers(folder / f"answers-step{step}.jsonl", evaluation)
-    found = {step: one.accuracy for step, one in evaluations.items()}
+    found = {step: one.metrics.get("eval/accuracy") for step, one in evaluations.items()}
     accuracy = {step: value for step, value in found.items() if value is not None}
     summary = summarize(folder / "metrics.jsonl", accuracy)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    table = summary_table(table_rows(summary), ("", "first", "last"), f"Run {folder}")
-    show(table)
-    text = to_text(table)
+    tables = [summary_table(table_rows(summary), ("", "first", "last"), f"Run {folder}")]
+    if evaluations:
+        last = max(evaluations)
+        title = f"Evaluation after step {last}"
+        tables.append(evaluation_table(evaluations[last].metrics, run.eval_prompts, title))
     if len(evaluations) > 1:
-        answers = answers_table(paired_answers(evaluations))
-        show(answers)
-        text += to_text(answers)
-    (folder / "report.txt").write_text(text + draw_run(folder))
-
-
-def write_answers(path: Path, evaluation: Evaluation) -> None:
-    """One json object a line: prompt, label, text, reward, finished, token ids."""
-    rows = (
-        {
-            "prompt": one.prompt,
-            "label": one.label,
-            "text": one.text,
-            "reward": one.reward,
-            "finished": one.finished,
-            "token_ids": list(one.token_ids),
-        }
-        for one in evaluation.answers
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def paired_answers(evaluations: dict[int, Evaluation]) -> list[SampleAnswer]:
-    """The first prompts' answers at the first and at the last evaluation."""
-    before, after = evaluations[min(evaluations)], evaluations[max(evaluations)]
-    pairs = zip(before.answers[:SAMPLE_ANSWERS], after.answers, strict=False)
-    return [SampleAnswer(b.question, b.label, b.text, a.text, b.reward, a.reward) for b, a in pairs]
+        tables.append(answers_table(paired_answers(evaluations, run.eval_prompts)))
+    for table in tables:
+        show(table)
+    (folder / "report.txt").write_text("".join(map(to_text, tables)) + draw_run(folder))

@@ -158,7 +158,7 @@ def _run_supervised(builder: str, config: Config, plan: RunPlan) -> int:
 
 
 def run_eval(config: Config, plan: RunPlan) -> int:
-    """Answer the held-out prompts greedily with the actor's model; returns the exit status."""
+    """Answer the held-out prompts with the actor's model; returns the exit status."""
     with Session(plan, config.run) as session:
         from megarl.train.eval_run import evaluate_model
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megarl.algorithms.eval_metrics import TEXT_METRICS
 from megarl.mesh.control import Control
 from megarl.models.micro_batch import LossInputs, MicroBatch
 from megarl.roles.actor import Actor, logprob_reporter, sequence_logprobs
@@ -71,7 +72,7 @@ class NextToken:
             loss += self._control.agree({"loss": own})["loss"]
             count += total
         loss /= max(count, 1.0)
-        return {"loss": loss, "probability": math.exp(-loss)}
+        return dict(zip(TEXT_METRICS, (loss, math.exp(-loss)), strict=True))
 
     def probe(self, examples: Sequence[Text]) -> dict[str, Any]:
         """Some tokens, and their log-probs after the first, to compare the written model with."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megarl.algorithms.eval_metrics import PAIR_METRICS
 from megarl.data.preferences import Pair
 from megarl.mesh.control import Control
 from megarl.roles.megatron_role import RoleBatch
@@ -80,10 +81,5 @@ class Preference:
 def _per_pair(sums: Sequence[float], count: int) -> dict[str, float]:
     """Means over pairs, from sums of loss, right ones, preferred and other scores."""
     loss, right, chosen, rejected = (each / count for each in sums)
-    return {
-        "loss": loss,
-        "accuracy": right,
-        "reward_chosen": chosen,
-        "reward_rejected": rejected,
-        "reward_margin": chosen - rejected,
-    }
+    means = loss, right, chosen, rejected, chosen - rejected
+    return dict(zip(PAIR_METRICS, means, strict=True))

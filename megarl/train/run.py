@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megarl.data.order import PromptOrder
@@ -12,7 +13,8 @@ from megarl.reshard.executor import SyncReport
 from megarl.roles.rollout import RolloutRole
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
-from megarl.train.evaluate import Answer, Evaluation, evaluate
+from megarl.train.eval_records import EvaluationRecord, record_of, write_answers
+from megarl.train.evaluate import EvaluationSpec, evaluate
 from megarl.train.learner import Learner
 from megarl.train.scoring import Scorer
 from megarl.train.shaping import RewardShaping
@@ -31,17 +33,16 @@ class Run(Learner):
     eval_prompts: Sequence[Prompt]
     order: PromptOrder
     sampling: SamplingSpec
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)
-    """Step (0 is before the first) -> evaluation."""
+    evaluation: EvaluationSpec
+    """How the held-out prompts are answered."""
+    evaluations: dict[int, EvaluationRecord] = field(default_factory=dict)
+    """Step (0 is before the first) -> what is kept of its evaluation."""
     sync_metrics: dict[str, float] = field(default_factory=dict)
     """This rank's numbers of the last weight sync."""
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's, with the data's order, the sync's version and all evaluations."""
-        kept = {
-            step: [{name: getattr(one, name) for name in Answer.__slots__} for one in found.answers]
-            for step, found in self.evaluations.items()
-        }
+        kept = {step: asdict(found) for step, found in self.evaluations.items()}
         return super().state_dict() | {
             "order": self.order.state_dict(),
             "reward_shaping": self.shaping.state_dict(),
@@ -55,9 +56,8 @@ class Run(Learner):
         self.order.load_state_dict(state["order"])
         self.shaping.load_state_dict(state["reward_shaping"])
         self.weight_sync.load_state_dict(state["weight_sync"])
-        for step, answers in state["evaluations"].items():
-            found = tuple(Answer(**one | {"token_ids": tuple(one["token_ids"])}) for one in answers)
-            self.evaluations[int(step)] = Evaluation(found)
+        kept = state["evaluations"].items()
+        self.evaluations = {int(step): EvaluationRecord(**found) for step, found in kept}
 
     def next_prompts(self, count: int | None = None) -> list[Prompt]:
         """A step's prompts, or `count` further ones; the same on every rank."""
@@ -95,22 +95,19 @@ class Run(Learner):
         self.evaluate_if_due()
 
     def evaluate_if_due(self) -> None:
-        """Greedy answers on the held-out prompts, where this step asks for them."""
+        """Answers to the held-out prompts, where this step asks for them."""
         wanted = self.evaluation_is_due() and self.eval_prompts
         if not wanted or self.step in self.evaluations:
             return
         self.control.step = self.step
         with self.verb("evaluate"):
-            result = evaluate(
-                self.rollout,
-                self.control,
-                self.scorer,
-                self.eval_prompts,
-                self.sampling,
-                self.config.reward.success_reward,
-            )
-        self.evaluations[self.step] = result
-        self.log_evaluation(result.metrics())
+            prompts = self.eval_prompts
+            found = evaluate(self.rollout, self.control, self.scorer, prompts, self.evaluation)
+            if self.universe.rank == 0:
+                folder, suffix = Path(self.config.run.dir), f"-step{self.step}"
+                write_answers(folder, prompts, found, suffix)
+        self.evaluations[self.step] = record_of(found)
+        self.log_evaluation(found.metrics)
 
     def _sync_metrics(self) -> dict[str, float]:
         """The sync's bytes over all ranks, and the slowest rank's time."""

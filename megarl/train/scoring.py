@@ -14,7 +14,7 @@ from megarl.errors import RunError
 from megarl.mesh.control import Control
 from megarl.mesh.rows import RowMap, move_rows
 from megarl.mesh.universe import Universe
-from megarl.rewards.base import StepRewards
+from megarl.rewards.base import StepRewards, read_answers
 from megarl.rewards.judging import Judging, Said, WeightedReward
 from megarl.rewards.load import MODEL
 from megarl.roles.reward_model import RewardModel
@@ -104,6 +104,16 @@ class Scorer:
                 last = bisect_left(range(last), end, key=lambda n: len(decode(ids[: n + 1])))
             found.append((last, reward))
         return found
+
+    def read_answers(self, rollouts: Sequence[Rollout]) -> list[str | None]:
+        """What each rollout answers, as the judge reads it; None for none. No other rank is met.
+
+        RunError, naming row and prompt, where it cannot be read.
+        """
+        if not (self.functions and self.judges):
+            return [None] * len(rollouts)
+        judge = self.functions[0]
+        return read_answers(judge.function, judge.name, rollouts)
 
 
 def _ask_model(

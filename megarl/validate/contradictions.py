@@ -6,7 +6,6 @@ from megarl.algorithms.advantages import estimator
 from megarl.algorithms.options import policy_loss_options
 from megarl.algorithms.policy import policy_loss
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
-from megarl.data.blend import wants_evaluation
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
 from megarl.validate.rewards import check_rewards, check_sample_choice
@@ -23,47 +22,6 @@ def check_contradictions(config: Config) -> None:
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
         check_schedule(config.critic.optimizer, "critic")
-
-
-EVALUATED = {
-    "train": ("eval/accuracy", "eval/reward_mean", "eval/finished"),
-    "pretrain": ("eval/loss", "eval/probability"),
-    "sft": ("eval/loss", "eval/probability"),
-    "reward": (
-        "eval/loss", "eval/accuracy", "eval/reward_chosen", "eval/reward_rejected",
-        "eval/reward_margin",
-    ),
-}  # fmt: skip
-"""Command -> metrics of its evaluations; training also has eval/accuracy/SOURCE."""
-
-
-def check_best_metric(config: Config, purpose: str) -> None:
-    """ConfigError for a best metric that no evaluation gives."""
-    name, data, interval = config.checkpoint.best_metric, config.data, config.run.eval_interval
-    if name is None:
-        return
-    known = EVALUATED[purpose]
-    if name not in known and not (purpose == "train" and name.startswith("eval/accuracy/")):
-        raise ConfigError(
-            f"checkpoint.best_metric is {name!r}, which evaluations do not give: one of "
-            f"{', '.join(known)}"
-        )
-    reward = config.reward
-    judged = reward.function is not None or not reward.model.path
-    if purpose == "train" and name.startswith("eval/accuracy") and not judged:
-        raise ConfigError(
-            f"checkpoint.best_metric is {name!r}, and a reward model alone decides: nothing says "
-            "which answers are right; take eval/reward_mean, or give a reward.function (with "
-            "function_coef 0 it judges evaluations and nothing else)"
-        )
-    indexed = bool(data.indexed.blend)
-    has_data = wants_evaluation(data.indexed.split, interval) if indexed else data.eval_path
-    if not has_data:
-        source = f"data.indexed.split {data.indexed.split!r}" if indexed else "data.eval_path ''"
-        raise ConfigError(
-            f"checkpoint.best_metric is {name!r}, and {source} leaves nothing to evaluate on: give "
-            "held-out data, or set checkpoint.best_metric=null"
-        )
 
 
 def check_alias(config: Config, plan: RunPlan) -> None:
@@ -87,6 +45,12 @@ def check_alias(config: Config, plan: RunPlan) -> None:
             "weight_sync.alias and rollout.enable_sleep_mode are both true: vLLM would give back "
             "memory that is the actor's; set one of them to false"
         )
+
+
+def check_top_k(key: str, top_k: int) -> None:
+    """ConfigError for a number of candidates that no engine takes."""
+    if top_k == 0 or top_k < -1:
+        raise ConfigError(f"{key} is {top_k}: give 1 or more, or -1 for all")
 
 
 def check_schedule(optimizer: OptimizerConfig, role: str) -> None:
@@ -171,8 +135,7 @@ def _check_kl(config: Config) -> None:
 def _check_sampling(config: Config) -> None:
     rollout, observe = config.rollout, config.observe
     limited = observe.logprob_diff_mean_limit > 0 or observe.logprob_diff_p99_limit > 0
-    if rollout.top_k == 0 or rollout.top_k < -1:
-        raise ConfigError(f"rollout.top_k is {rollout.top_k}: give 1 or more, or -1 for all")
+    check_top_k("rollout.top_k", rollout.top_k)
     if limited and (rollout.top_p < 1 or rollout.top_k > 0):
         key, value = ("top_p", rollout.top_p) if rollout.top_p < 1 else ("top_k", rollout.top_k)
         raise ConfigError(

@@ -17,6 +17,8 @@ from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
 from megarl.rewards.judging import WeightedReward
 from megarl.rewards.load import configured_rewards
+from megarl.types import Prompt
+from megarl.validate.evaluation import check_best_source
 from megarl.validate.indexed import check_indexed
 from megarl.weights.source import SafetensorsFolder
 
@@ -66,8 +68,15 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
     except DataError as error:
         raise DataError(f"actor.model.path: {error}") from None
     rewards = configured_rewards(config.reward, config.data.label_column)
-    for key in ("train_path", "eval_path") if purpose == "train" else ("eval_path",):
-        _check_prompts(config, tokenizer, key, rewards)
+    if purpose == "eval":
+        _check_prompts(config, tokenizer, "eval_path", rewards)
+        return
+    _check_prompts(config, tokenizer, "train_path", rewards)
+    path, size = config.data.eval_path, config.data.eval_size
+    if path:
+        heldout = _check_prompts(config, tokenizer, "eval_path", rewards)
+        if _row_limit(path) is None or len(heldout) >= size:
+            check_best_source(config, heldout[:size])
 
 
 def _check_weights(name: str, role: RolePlan, *, new_head: bool) -> None:
@@ -123,10 +132,9 @@ def _tokenizer(role: RolePlan) -> Any:
 
 def _check_prompts(
     config: Config, tokenizer: Any, key: str, rewards: Sequence[WeightedReward]
-) -> None:
+) -> Sequence[Prompt]:
+    """The prompts of a file, the first ones where it is large."""
     data, path = config.data, getattr(config.data, key)
-    if not path:
-        return
     limit = _row_limit(path)
     try:
         prompts = configured_prompts(data, path, tokenizer, limit)
@@ -142,6 +150,7 @@ def _check_prompts(
             f"prompts in {path} ({prompts.dropped} longer ones dropped): a step would hold a "
             "prompt twice; lower it, or add prompts"
         )
+    return prompts
 
 
 def _check_examples(config: Config, tokenizer: Any, key: str, read: Any) -> None:

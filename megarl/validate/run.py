@@ -12,11 +12,11 @@ from megarl.validate.batches import check_groups, check_lengths, check_micro_bat
 from megarl.validate.choices import check_names, check_numbers
 from megarl.validate.contradictions import (
     check_alias,
-    check_best_metric,
     check_contradictions,
     check_schedule,
 )
 from megarl.validate.engines import check_engine, check_machine, check_script
+from megarl.validate.evaluation import check_best_metric, check_evaluation
 from megarl.validate.files import check_data, check_folders, check_run_folder
 from megarl.validate.indexed import check_sample_length
 from megarl.validate.meshes import make_plan
@@ -58,6 +58,8 @@ def validate(
             )
         check_schedule(config.actor.optimizer, "actor")
         check_micro_batches(config, purpose)
+    if purpose not in SUPERVISED:
+        check_evaluation(config)
     if purpose != "eval":
         check_best_metric(config, purpose)
     models = read_models(config, purpose)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from megarl.algorithms.evaluation import majority_vote, pass_at_k
+from megarl.algorithms.evaluation import majority_vote, pass_at_k, pass_at_ks
 from megarl.errors import ConfigError
 
 
@@ -64,3 +64,11 @@ def test_majority_votes(answers, right, want):
 def test_votes_and_verdicts_go_together():
     with pytest.raises(ValueError, match="2 answers, 1 verdicts"):
         majority_vote(["a", "b"], [True])
+
+
+def test_the_usual_k():
+    found = {n: pass_at_ks(n) for n in (0, 1, 2, 6, 8, 9)}
+    assert found == {
+        0: (), 1: (1,), 2: (1, 2), 6: (1, 2, 4, 6), 8: (1, 2, 4, 8), 9: (1, 2, 4, 8, 9)
+    }  # fmt: skip
+    assert pass_at_ks(8, [5, 1, 5]) == (1, 5)

@@ -98,6 +98,7 @@ def test_shorthand_replaces_the_sizes_of_an_earlier_mesh() -> None:
         ("algoritm.gamma=1", ["algoritm", "did you mean algorithm?"]),
         ("run.steps=many", ["run.steps", "'many'", "a whole number", "Training steps"]),
         ("run.steps=2.5", ["run.steps", "2.5", "a whole number"]),
+        ("evaluation.pass_at=[1,two]", ["evaluation.pass_at[1] is", "a list of whole numbers"]),
         ("algorithm.whiten_advantages=maybe", ["'maybe'", "true or false"]),
         ("resources.actor_gpus=[0,x]", ["resources.actor_gpus", "lists of ranks"]),
         ("actor.mesh=q2", ["actor.mesh", "'q2'", "t2p2d4"]),

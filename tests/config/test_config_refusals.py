@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -257,6 +258,40 @@ SETTINGS = {
         ["checkpoint.best_metric", "'reward_mean'", "eval/"],
         ["checkpoint.best_metric=reward_mean"],
     ),
+    "a best metric of samples that nobody asks for": (
+        ["checkpoint.best_metric is 'eval/pass@4'", "eval/accuracy", "n_samples above 0"],
+        ["checkpoint.best_metric=eval/pass@4"],
+    ),
+    "a best metric of another number of samples": (
+        ["checkpoint.best_metric is 'eval/pass@3/x'", "eval/pass@2, eval/pass@4, eval/maj@4"],
+        ["checkpoint.best_metric=eval/pass@3/x", "evaluation.n_samples=4"],
+    ),
+    "samples that a reward model alone does not judge": (
+        ["evaluation.n_samples is 4", "reward model alone", "no pass@k", "reward.function"],
+        ["evaluation.n_samples=4", "reward.model.path=judge"],
+    ),
+    "more right ones than samples": (
+        ["evaluation.pass_at has 8", "evaluation.n_samples is 4", "at most n_samples"],
+        ["evaluation.n_samples=4", "evaluation.pass_at=[1,8]"],
+    ),
+    "pass@k without samples": (
+        ["evaluation.pass_at has 2", "evaluation.n_samples is 0", "sample more"],
+        ["evaluation.pass_at=[2]"],
+    ),
+    "pass@0": (
+        ["evaluation.pass_at has 0", "at least 1"],
+        ["evaluation.n_samples=4", "evaluation.pass_at=[0,1]"],
+    ),
+    "fewer than no samples": (
+        ["evaluation.n_samples is -1", "at least 0"],
+        ["evaluation.n_samples=-1"],
+    ),
+    "greedy samples": (
+        ["evaluation.temperature is 0.0", "above 0"],
+        ["evaluation.temperature=0"],
+    ),
+    "samples of no candidates": (["evaluation.top_k is 0", "-1 for all"], ["evaluation.top_k=0"]),
+    "samples of no nucleus": (["evaluation.top_p is 0.0", "above 0"], ["evaluation.top_p=0"]),
     "groups and data-parallel ranks": (
         ["global_batch_size 16 holds 2 prompts", "n_samples_per_prompt 8", "4 data", "least 32"],
         ["data.n_samples_per_prompt=8", "actor.mesh=t1"],
@@ -384,6 +419,32 @@ SETTINGS = {
 @pytest.mark.parametrize(("words", "overrides"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_that_do_not_fit(made: Path, words: list[str], overrides: list[str]) -> None:
     refused(words, made, *overrides, files=False)
+
+
+def test_samples_of_an_evaluation_are_refused_there_too(made: Path) -> None:
+    for setting in ("evaluation.pass_at=[2]", "evaluation.top_k=0"):
+        refused([setting.partition("=")[0]], made, setting, purpose="eval", files=False)
+    check(made, "evaluation.pass_at=[2]", purpose="sft", files=False)
+
+
+def test_samples_of_one_nucleus_and_another(made: Path) -> None:
+    """Training wants all probabilities, an evaluation does not."""
+    samples = ["evaluation.n_samples=4", "evaluation.pass_at=[3]", "evaluation.top_p=0.9"]
+    best = ["checkpoint.best_metric=eval/pass@3", f"data.eval_path={made / 'train.jsonl'}"]
+    check(made, *samples, "evaluation.top_k=20", *best, files=False)
+
+
+def test_a_best_metric_of_one_source(own: Path) -> None:
+    """Among those of the prompts that are evaluated, where there are several."""
+    rows = [{"prompt": "w1", "label": "w3", "source": f"a/{i % 2}" if i else "b"} for i in range(9)]
+    heldout = own / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, best = f"data.eval_path={heldout}", "checkpoint.best_metric=eval/accuracy"
+    check(own, path, f"{best}/a/1")
+    words = ["checkpoint.best_metric is 'eval/accuracy/a/1'", "b: take one of eval/accuracy"]
+    refused(words, own, path, f"{best}/a/1", "data.eval_size=1")
+    listed = "a/0, a/1, b: take one of eval/accuracy, eval/accuracy/a/0"
+    refused(["9 prompts", listed], own, path, f"{best}/c")
 
 
 def test_limits_that_are_off_allow_a_nucleus(made: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarl.data.order import PromptOrder
-from megarl.data.seeds import sample_seed, step_seeds
+from megarl.data.seeds import evaluation_seed, sample_seed, step_seeds
 from megarl.errors import ConfigError
 
 
@@ -88,3 +88,15 @@ def test_a_prompt_twice_in_a_step_gets_new_seeds():
     assert seeds[0] == [sample_seed(0, 5, 7, 0), sample_seed(0, 5, 7, 1)]
     assert seeds[2] == [sample_seed(0, 5, 7, 2), sample_seed(0, 5, 7, 3)]
     assert len({seed for row in seeds for seed in row}) == 6
+
+
+def test_seeds_of_evaluations_are_their_own():
+    """Neither another sample's, nor one of training; the number is for ever, as those above."""
+    places = [
+        (run, prompt, index) for run in range(3) for prompt in range(10) for index in range(9)
+    ]
+    seeds = {evaluation_seed(*place) for place in places}
+    assert len(seeds) == len(places) and all(0 <= seed < 2**63 for seed in seeds)
+    training = {sample_seed(run, step, p, i) for run, p, i in places for step in range(5)}
+    assert not seeds & training
+    assert evaluation_seed(1, 3, 4) == 4867799509936704186

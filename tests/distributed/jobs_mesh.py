@@ -96,6 +96,12 @@ def disagree(rank: Rank, other: int, verb: str, own: str) -> str:
     return ""
 
 
+def collect_texts(rank: Rank) -> list[Any]:
+    """What `collect` gives of texts that differ in length."""
+    rank.control.enter("texts")
+    return rank.control.collect(["x" * 100_000 * rank.rank, rank.rank])
+
+
 def exchange_facts(rank: Rank) -> tuple[Any, ...]:
     """The control exchange's answers."""
     control = rank.control

@@ -15,10 +15,10 @@ from megarl.config.schema import Config
 from megarl.errors import RunError
 from megarl.mesh.layout import MeshLayout
 from megarl.rewards.judging import WeightedReward
-from megarl.train.build import Builder
+from megarl.train.build import Builder, make_evaluation
 from megarl.train.evaluate import evaluate
 from megarl.train.scoring import Scorer
-from megarl.types import Prompt, Rollout, SamplingSpec
+from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
 
 EOS_PENALTY = 0.75
 
@@ -55,15 +55,23 @@ def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[
 
 def evaluations(
     rank: Rank, actor: str, path: str, rollouts: list[Rollout]
-) -> list[tuple[dict[str, float], float | None]]:
-    """Metrics and accuracy of answers: a function and the model, then the model alone."""
+) -> list[tuple[dict[str, float], list[bool | None]]]:
+    """Metrics and right ones of answers: a function and the model, then the model alone.
+
+    Row by row the same rollouts, greedily and, from the first on again, as two samples each.
+    """
     both = _scorer(rank, actor, path, MeshLayout(), 1.0, 0.0)
-    engine: Any = SimpleNamespace(generate=lambda *_: rollouts)
+
+    def generate(requests: Sequence[RolloutRequest], *_: Any) -> list[Rollout]:
+        return [replace(rollouts[one.row % len(rollouts)], request=one) for one in requests]
+
+    engine: Any = SimpleNamespace(generate=generate)
     prompts = [one.request.prompt for one in rollouts]
+    spec = replace(make_evaluation(Config(), SamplingSpec()), num_samples=2, pass_at=(1, 2))
     found = []
     for scorer in (both, replace(both, functions=(), judges=False)):
-        result = evaluate(engine, rank.control, scorer, prompts, SamplingSpec(), 1.0)
-        found.append((result.metrics(), result.accuracy))
+        result = evaluate(engine, rank.control, scorer, prompts, spec)
+        found.append((result.metrics, [one.right for one in result.answers]))
     return found
 
 

@@ -96,6 +96,11 @@ def test_control_exchange(cluster: Cluster) -> None:
         assert summed == [4.0, 6.0]
 
 
+def test_texts_come_to_the_first_rank_alone(cluster: Cluster) -> None:
+    first, *others = cluster.run(3, jobs_mesh.collect_texts)
+    assert first == [["x" * 100_000 * rank, rank] for rank in range(3)] and others == [[], []]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_arrive(seed: int, cluster: Cluster) -> None:
     """From any owner at any owner, over pools, empty rows and ranks without rows included."""

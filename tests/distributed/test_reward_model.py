@@ -105,11 +105,15 @@ def test_a_score_that_is_not_finite_names_the_sample(cluster: Cluster, tiny: Tin
 
 
 def test_a_model_alone_says_nothing_of_right_and_wrong(cluster: Cluster, tiny: TinyModels) -> None:
-    """Its scores have no number from which an answer is right: there is no accuracy then."""
+    """Its scores have no number from which an answer is right: there is no accuracy then, and none
+    of samples, which it scores as it scores answers."""
     job, path = jobs_reward.evaluations, tiny("llama-reward")
     both, alone = cluster.run(1, job, tiny("llama"), path, ragged_rollouts())[0]
-    ended = sum(row % 3 != 2 for row in range(20)) / 20
-    assert both[1] == both[0]["eval/accuracy"] == ended == both[0]["eval/finished"]
-    assert alone[1] is None
-    assert alone[0].keys() == both[0].keys() - {"eval/accuracy"}
+    ended = [row % 3 != 2 for row in range(20)]
+    assert both[1] == ended and alone[1] == [None] * 20
+    assert both[0]["eval/accuracy"] == sum(ended) / 20 == both[0]["eval/finished"]
+    sampled = [(ended[(2 * i) % 20], ended[(2 * i + 1) % 20]) for i in range(20)]
+    assert both[0]["eval/pass@2"] == both[0]["eval/maj@2"] == sum(map(any, sampled)) / 20
+    assert both[0]["eval/sampled_accuracy"] == sum(map(sum, sampled)) / 40
+    assert alone[0].keys() == {"eval/reward_mean", "eval/finished"}
     assert both[0]["eval/reward_mean"] - alone[0]["eval/reward_mean"] == pytest.approx(1.0)

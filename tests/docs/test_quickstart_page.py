@@ -50,7 +50,13 @@ def test_the_stages_run_after_each_other(folder: Path) -> None:
                         ("ppo", "CausalLM")):  # fmt: skip
         config = json.loads((folder / "runs" / stage / "model" / "config.json").read_text())
         assert config["architectures"][0].endswith(kind)
-    assert (folder / "runs/ppo/eval/eval.json").is_file()
+    evaluated = folder / "runs/ppo/eval"
+    assert {"eval/accuracy", "eval/pass@2", "eval/maj@4"} <= json.loads(
+        (evaluated / "eval.json").read_text()
+    ).keys()
+    lines = (evaluated / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line)["token_ids"] for line in lines]
+    assert len(samples) == 16 * 4 and len({str(one) for one in samples}) > 32
 
 
 def test_transformers_scores_as_the_reward_model_did(folder: Path) -> None:

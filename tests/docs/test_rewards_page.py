@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 
 from megarl.config.load import load_config
+from megarl.rewards.base import read_answers
 from megarl.rewards.built_in import BUILT_IN, NEED_LABELS
-from megarl.rewards.load import configured_rewards
+from megarl.rewards.load import configured_rewards, load_reward
+from megarl.types import Prompt, Rollout, RolloutRequest
 
 PAGE = (Path(__file__).parents[2] / "docs/rewards.md").read_text()
 
 
+CODE, OWN, STEPS = re.findall(r"^```python\n(.*?)^```\n", PAGE, re.DOTALL | re.MULTILINE)
+
+
 def test_the_python_runs() -> None:
-    first, second = re.findall(r"^```python\n(.*?)^```\n", PAGE, re.DOTALL | re.MULTILINE)
     done = subprocess.run(
-        [sys.executable, "-c", first + second], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CODE + STEPS], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -30,6 +34,19 @@ def test_the_settings_are_settings(tmp_path: Path) -> None:
     config = load_config(tmp_path / "own.yaml").reward
     assert config.clip == [-1, 2] and config.extra_functions["form"].coef == 0.2
     assert [each.name for each in configured_rewards(config, "label")] == ["math_verify", "form"]
+
+
+def test_the_reward_of_ones_own_is_one(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN + "\n")
+    reward = load_reward(f"{tmp_path / 'own.py'}:LastWord")
+    prompts = [Prompt(i, (1,), "q", "blue", "mine") for i in range(3)]
+    texts = ["It is blue", "blue, or red", ""]
+    assert reward(prompts, texts) == [1.0, 0.0, 0.0]
+    rollouts = [
+        Rollout(RolloutRequest(i, i, prompt, 0), (1,), (0.0,), text, "stop", 0)
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    assert read_answers(reward, "own", rollouts) == ["blue", "red", None]
 
 
 def test_every_reward_is_in_the_table() -> None:

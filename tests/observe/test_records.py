@@ -10,7 +10,8 @@ def test_each_run_keeps_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("settings of a run that never began")
     assert set_aside(tmp_path) is None
     for number in (1, 2):
-        for name in ("metrics.jsonl", "answers-step3.jsonl", "events.out.tfevents.17", "notes.txt"):
+        records = ("metrics.jsonl", "answers-step3.jsonl", "samples-step3.jsonl", "samples.jsonl")
+        for name in (*records, "events.out.tfevents.17", "notes.txt"):
             (tmp_path / name).write_text(f"{number}")
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text(f"{number}")

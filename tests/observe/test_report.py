@@ -10,7 +10,14 @@ from rich.console import Console
 from megarl.errors import DataError
 from megarl.observe.curves import PANELS, Panel, _moving_mean, _series, plot_curves
 from megarl.observe.logger import Logger
-from megarl.observe.report import SampleAnswer, answers_table, show, summary_table, to_text
+from megarl.observe.report import (
+    SampleAnswer,
+    answers_table,
+    show,
+    sources_table,
+    summary_table,
+    to_text,
+)
 
 
 def test_summary_table_holds_the_figures():
@@ -22,6 +29,30 @@ def test_summary_table_holds_the_figures():
     assert "120" in single
     with pytest.raises(ValueError, match="row 'x' has 1 cells for 2 columns"):
         summary_table({"x": 1}, ["", "a", "b"])
+
+
+def rows_of(table):
+    lines = [line for line in to_text(table).splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_an_evaluation_has_a_row_for_each_source():
+    names = ("accuracy", "pass@1", "pass@2", "maj@2", "sampled_accuracy", "reward_mean")
+    metrics = {f"eval/{name}": 0.1 * i for i, name in enumerate(names)}
+    metrics |= {f"eval/{name}/org/sums": 0.01 * i for i, name in enumerate(names)}
+    metrics |= {f"eval/{name}/all": 0.2 * i for i, name in enumerate(names)}
+    assert rows_of(sources_table(metrics, {"org/sums": 1, "all": 1999})) == [
+        ["source", "accuracy", "pass@1", "pass@2", "maj@2", "reward", "prompts"],
+        ["all", "0", "0.2", "0.4", "0.6", "1", "1,999"],
+        ["org/sums", "0", "0.01", "0.02", "0.03", "0.05", "1"],
+        ["(all)", "0", "0.1", "0.2", "0.3", "0.5", "2,000"],
+    ]
+    one = {"eval/reward_mean": 0.5, "eval/finished": 1.0}
+    assert rows_of(sources_table(one, {"sums": 7})) == [
+        ["source", "reward", "finished", "prompts"], ["all", "0.5", "1", "7"]
+    ]  # fmt: skip
+    fewer = {"eval/pass@2": 0.5, "eval/sampled_accuracy": 0.25}  # without pass@1
+    assert rows_of(sources_table(fewer, {"sums": 7}))[1] == ["all", "0.5", "0.25", "7"]
 
 
 def test_answers_stand_side_by_side_and_markup_is_text():

@@ -36,6 +36,7 @@ def prompt(label: str = "", **extra: Any) -> Prompt:
 )
 def test_what_is_chosen(text: str, chosen: str | None) -> None:
     assert MultipleChoice("ABCD").chosen(text) == chosen
+    assert MultipleChoice("ABCD").read_answer(prompt("A"), text) == chosen
 
 
 def test_choices_are_scored_and_checked() -> None:

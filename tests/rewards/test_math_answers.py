@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from megarl.errors import DataError, RunError
+from megarl.rewards.base import read_answers
 from megarl.rewards.math_answers import MathVerify
 from megarl.rewards.workers import Workers
-from megarl.types import Prompt
+from megarl.types import Prompt, Rollout, RolloutRequest
 
 
 def prompt(label: str) -> Prompt:
@@ -51,6 +52,33 @@ def test_values(reward: MathVerify) -> None:
     assert scores == [1.0] * len(RIGHT) + [0.0] * len(WRONG)
 
 
+SAME = [
+    (r"so \boxed{0.5}", "The answer is 1/2", r"$\frac{2}{4}$"),
+    ("72", "That makes 72.0", "$x = 72$", r"\boxed{72}"),
+    (r"$\sqrt{8}$", r"$2\sqrt{2}$"),
+    ("$(x+1)^2$", "$x^2 + 2x + 1$"),
+    (r"$\{2, 0.5\}$", r"$\{\frac12, 2\}$"),
+    (r"$[1, 2)$", r"$[1.0, 2)$"),
+    ("73",),
+    ("I cannot say", "", "}{$$\\frac{"),
+    ("$9^{9^{9^{9}}}$",),
+]
+
+
+def test_equal_values_are_one_answer(reward: MathVerify) -> None:
+    """Read on several threads, as an evaluation does; none, and what never ends, are no answer."""
+    texts = [text for same in SAME for text in same]
+    rollouts = [
+        Rollout(RolloutRequest(i, i, prompt("1"), 0), (1,), (0.0,), text, "stop", 0)
+        for i, text in enumerate(texts)
+    ]
+    found = dict(zip(texts, read_answers(reward, "math_verify", rollouts), strict=True))
+    values = [{found[text] for text in same} for same in SAME]
+    assert all(len(each) == 1 for each in values), found
+    assert values[-2:] == [{None}, {None}]
+    assert len({value for (value,) in values}) == len(SAME) - 1
+
+
 def test_what_never_ends_is_wrong_and_holds_nobody_up(reward: MathVerify) -> None:
     started = time.monotonic()
     texts = ["$9^{9^{9^{9}}}$", "2", "2", "$8^{8^{8^{8^{8}}}}$", "2"]
@@ -70,7 +98,7 @@ def test_workers_end_with_whoever_started_them() -> None:
         "from megarl.rewards.math_answers import *\n"
         "m = MathVerify(time_s=99.0, workers=1)\n"
         "p = Prompt(0, (1,), '', '2', '', {})\n"
-        "m([p], ['2']); print(m._workers[0]._all[0]._process.pid, flush=True)\n"
+        "m([p], ['2']); print(m._workers._all[0]._process.pid, flush=True)\n"
         "m([p], ['$9^{9^{9^{9}}}$'])\n"
     )
     asking = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)

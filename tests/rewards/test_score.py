@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megarl.errors import RunError
-from megarl.rewards.base import score
+from megarl.rewards.base import read_answers, score
 from megarl.types import Prompt, Rollout, RolloutRequest
 
 
@@ -65,3 +65,33 @@ def test_the_sample_that_made_it_raise_is_named():
     words = "raised ZeroDivisionError on row 12 .*prompt_id 72"
     with pytest.raises(RunError, match=words):
         score(picky, "own", rollouts("a", "b", "", "c"))
+
+
+class Reading:
+    """Calls the first letter the answer."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def __call__(self, prompts, responses):
+        return [0.0] * len(prompts)
+
+    def read_answer(self, prompt, response):
+        assert prompt.prompt_id >= 70
+        return self.given(response)
+
+
+def test_answers_are_read_in_order_by_the_reward_or_are_the_text():
+    texts = [f"{chr(97 + i)} b" for i in range(26)]
+    assert read_answers(Reading(lambda t: t[0]), "own", rollouts(*texts)) == [t[0] for t in texts]
+    assert read_answers(Reading(lambda t: None), "own", rollouts("a")) == [None]
+    assert read_answers(lambda p, r: [], "own", rollouts(" a b\n", "", " ")) == ["a b", None, None]
+    assert read_answers(Reading(str), "own", []) == []
+
+
+def test_an_answer_that_cannot_be_read_names_the_sample():
+    words = "reward own: read_answer raised IndexError on row 11 .*prompt_id 71"
+    with pytest.raises(RunError, match=words):
+        read_answers(Reading(lambda t: t[0]), "own", rollouts("a", ""))
+    with pytest.raises(RunError, match="read_answer gave 3 for row 10 .*must give text, or None"):
+        read_answers(Reading(lambda t: 3), "own", rollouts("a"))

@@ -52,6 +52,25 @@ def test_exact_match():
     assert score_one(load_reward("exact_match", case_sensitive=False), "Paris", "PARIS") == 1
 
 
+@pytest.mark.parametrize("name", ["numeric_match", "number_answer"])
+def test_equal_numbers_are_one_answer(name):
+    read = load_reward(name).read_answer
+    answers = {"It is 72": "72", "72.0": "72", "so 0,072 is 72.00.": "72", "1,200": "1200"}
+    answers |= {"100": "100", "-0.0": "0", ".50": "0.5", "-3.10": "-3.1", "none": None, "": None}
+    answers["1" * 40] = "1" * 40  # more digits than a Decimal rounds to
+    assert {text: read(prompt_of("1"), text) for text in answers} == answers
+
+
+def test_answers_that_match_exactly():
+    read = load_reward("exact_match").read_answer
+    assert [read(prompt_of(), text) for text in (" Paris\n", "paris", " ")] == [
+        "Paris", "paris", None
+    ]  # fmt: skip
+    assert load_reward("exact_match", case_sensitive=False).read_answer(prompt_of(), "PARIS") == (
+        "paris"
+    )
+
+
 def test_numeric_match_takes_the_last_number():
     reward = load_reward("numeric_match")
     assert score_one(reward, "so 9 * 8 #### 72", "First 9, then 72.0") == 1
