@@ -2,7 +2,7 @@
 
     make demo        # or: python -m examples.demo [--seed 0] [--dir runs/demo] [--steps N]
 
-Everything is real: Megatron-Core in TP2 x PP2, vLLM in TP2 x 2 replicas, four processes over gloo.
+Everything is real: Megatron-Core in PP2, then TP2 x PP2, vLLM in TP2 x 2 replicas, over gloo.
 The stages are those of configs/pipelines/make-demo.yaml. Exit status 1 when held-out accuracy did
 not rise by 20 points.
 """

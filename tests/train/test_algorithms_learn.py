@@ -29,7 +29,7 @@ def test_grpo_raises_held_out_accuracy(tmp_path: Path) -> None:
     run(
         "megarl.cli.main", "sft", "configs/demo/pretrain.yaml", f"run.dir={base}",
         f"actor.model.path={assets}", f"data.train_path={assets}/texts.jsonl", "run.steps=650",
-        "resources.actor_gpus=[0]", "actor.mesh=t1p1", *quiet,
+        *quiet,
     )  # fmt: skip
     run(
         "megarl.cli.main", "train", "configs/demo/grpo.yaml", f"run.dir={out}",

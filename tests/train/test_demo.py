@@ -1,6 +1,6 @@
 """The demo, shortened: the same stages and code, with few steps.
 
-Proven: every stage runs on four processes, what they leave behind is there and agrees, and a second
+Proven: every stage runs on two or four processes, what they leave behind is there and agrees, and a second
 start does nothing again. Not shown: that accuracy rises, which takes the whole demo.
 """
 
