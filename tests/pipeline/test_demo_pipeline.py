@@ -13,7 +13,7 @@ FILE = Path(__file__).parents[2] / "configs/pipelines/demo.yaml"
 STEPS = {"pretrain": 12, "sft": 8, "reward": 8, "ppo": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_each_stage_starts_from_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -1,7 +1,7 @@
 """The demo, shortened: the same stages and code, with few steps.
 
-Proven: every stage runs on two or four processes, what they leave behind is there and agrees, and a second
-start does nothing again. Not shown: that accuracy rises, which takes the whole demo.
+Proven: every stage runs on two or four processes, what they leave behind is there and agrees, and
+a second start does nothing again. Not shown: that accuracy rises, which takes the whole demo.
 """
 
 import contextlib
