@@ -51,7 +51,9 @@ class PPOBatch:
     groups: Sequence[int] | None = None
     """Samples with the same number answer the same prompt; None: each stands alone."""
     logprobs: Sequence[Sequence[float]] | None = None
-    """The sampling engine's log-prob of each response token; None: the actor's own are taken."""
+    """The sampling engine's log-prob of each response token, for the metrics of mismatch and their
+    limits; None: there are none. The ratio's old policy is the actor at the start of the update in
+    any case."""
     baselines: Sequence[float] | None = None
     """The reward of the prompt's greedy answer, one for each sample; remax compares with it."""
 
@@ -268,4 +270,4 @@ def _build(config: Config) -> Learner:
     from megarl.train.build import build_learner
 
     universe = Universe(launch, [Pool("pool0", (0,))], config.run.timeout_s)
-    return build_learner(config, plan, universe, Control(universe, lambda *_: None), 1)
+    return build_learner(config, plan, universe, Control(universe, lambda *_: None))

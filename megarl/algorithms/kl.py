@@ -63,7 +63,7 @@ class KLController(Protocol):
         """The coefficient of this step."""
 
     def update(self, kl: float, num_samples: int) -> None:
-        """Takes in the measured KL (nats, mean over the step's samples) of num_samples samples."""
+        """Takes in the measured KL (nats per response token) of a step's num_samples samples."""
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""

@@ -31,9 +31,9 @@ def token_weights(
 ) -> Tensor:
     """float32 [B, R]: what each token counts in the global loss, 0 outside the mask.
 
-    mask: bool [B, R], whole rows. global_tokens and global_sequences: of `masked.counts`, summed
-    over all ranks and micro-batches of the optimizer step; read only by the modes that divide by
-    them. norm_length: tokens, the constant of seq-mean-token-sum-norm (Dr. GRPO), usually
+    mask: bool [B, R], whole rows. global_tokens and global_sequences: how many tokens, and rows
+    with any, the whole optimizer step has on all ranks; read only by the modes that divide by them.
+    norm_length: tokens, the constant of seq-mean-token-sum-norm (Dr. GRPO), usually
     max_response_length. ConfigError for an unknown mode or a norm_length that is missing.
     """
     if mode not in get_args(LossAggMode):
@@ -76,7 +76,7 @@ def value_loss(
     [B, R]; weights from `token_weights`.
     """
     if value_clip is not None and value_clip <= 0:
-        raise ConfigError(f"critic.value_clip is {value_clip}: give a positive number, or null")
+        raise ConfigError(f"algorithm.value_clip is {value_clip}: give a positive number, or null")
     values = torch.where(mask, at_least_fp32(values), 0.0)
     returns = torch.where(mask, at_least_fp32(returns), 0.0)
     plain = (values - returns).square()

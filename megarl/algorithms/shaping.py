@@ -97,22 +97,6 @@ def cosine_length_reward(
     return torch.where(lengths >= max_length, exceeded, torch.where(right, of_right, of_wrong))
 
 
-def combine(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """float [B]: sum of weight * reward over names; ConfigError unless both have the same names.
-
-    rewards: name -> float [B]; weights: name -> any finite number.
-    """
-    if not rewards or rewards.keys() != weights.keys():
-        raise ConfigError(
-            f"rewards {sorted(rewards)} and weights {sorted(weights)} do not go together: give one "
-            "weight for each reward"
-        )
-    infinite = [name for name, weight in weights.items() if not math.isfinite(weight)]
-    if infinite:
-        raise ConfigError(f"the weight of reward {infinite[0]!r} is {weights[infinite[0]]}")
-    return torch.stack([weights[name] * rewards[name] for name in rewards]).sum(0)
-
-
 class RunningNorm:
     """Mean and spread of all scores so far, which scores are divided by.
 

@@ -24,7 +24,7 @@ class MeshConfig:
     virtual_pipeline_model_parallel_size: int | None = None
     """Model chunks per stage (interleaved schedule); None is off."""
     context_parallel_size: int = 1
-    """Ranks that share one sequence; needs TransformerEngine when above 1."""
+    """Ranks that share one sequence; only 1 as yet."""
     expert_model_parallel_size: int = 1
     """Ranks that share the experts of one layer."""
     expert_tensor_parallel_size: int = 1
@@ -239,7 +239,8 @@ class AlgorithmConfig:
     """Advantages, losses and the optimizer's batches."""
 
     adv_estimator: str = "gae"
-    """gae (PPO, with a critic), grpo, grpo_no_std, grpo_passk, grpo_process, rloo, opo, gpg,
+    """gae (PPO, with a critic), grpo, grpo_no_std (Dr. GRPO: scale_rewards and
+    norm_adv_by_std_in_grpo false), grpo_passk, grpo_process, rloo, opo, gpg,
     reinforce_plus_plus, reinforce_plus_plus_baseline, remax; path/to/file.py:function, or an entry
     point of group megarl.adv_estimators."""
     gamma: float = 1.0
@@ -247,9 +248,13 @@ class AlgorithmConfig:
     lam: float = 1.0
     """GAE's lambda."""
     whiten_advantages: bool = True
-    """Zero mean and unit variance over the tokens of the step (gae only)."""
+    """Zero mean and unit variance over the tokens of the step (gae, and estimators of your own that
+    read values and have no normalisation)."""
     kl_coef: float = 0.0
     """KL penalty per token, subtracted from the reward (starting value when adaptive)."""
+    kl_penalty: str = "k1"
+    """That KL's estimate: k1, k2, k3 or abs (kl, mse, low_var_kl). Metrics and the adaptive
+    controller take k1 in any case, whose mean is the KL."""
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     """Its controller."""
     use_kl_loss: bool = False
@@ -287,7 +292,7 @@ class AlgorithmConfig:
     value_clip: float | None = 0.2
     """Half-width of the value clip; None is off."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus, 0 or more."""
     loss_agg_mode: str = "token-mean"
     """token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm."""
     ppo_epochs: int = 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from megarl.errors import RunError
+from megarl.errors import MegaRLError, RunError
 from megarl.types import Prompt, Rollout
 
 
@@ -43,6 +44,10 @@ class RewardFunction(Protocol):
         """One finite score per response, in order; or its steps' with the whole's."""
 
 
+CULPRIT_S = 20.0
+"""Seconds that are spent on finding which sample a reward failed on."""
+LARGEST = 1e30
+"""The largest reward: sums and weights of them stay finite in fp32."""
 READERS = 16
 """Threads that read answers: a reader may be waiting for a process of its own."""
 
@@ -60,18 +65,19 @@ def score(
     prompts = [rollout.request.prompt for rollout in rollouts]
     try:
         returned = reward(prompts, [rollout.text for rollout in rollouts])
+        is_many = isinstance(returned, Iterable) and not isinstance(returned, str | bytes)
+        scores: list[object] = list(returned) if is_many else []
     except Exception as error:  # Whatever a user's function raises ends here, with its name.
-        where = _culprit(reward, rollouts) or _span(rollouts)
+        # What our own rewards say names the sample already, or is nobody's fault.
+        where = "" if isinstance(error, MegaRLError) else _culprit(reward, rollouts)
         raise RunError(
-            f"reward {name} raised {type(error).__name__} on {where}: {error}"
+            f"reward {name} raised {type(error).__name__} on {where or _span(rollouts)}: {error}"
         ) from error
-    try:
-        scores = list(returned)
-    except TypeError:
+    if not is_many:
         raise RunError(
             f"reward {name} returned {returned!r} for {len(rollouts)} responses "
             f"({_span(rollouts)}): it must return a list, one number per response"
-        ) from None
+        )
     if len(scores) != len(rollouts):
         raise RunError(
             f"reward {name} returned {len(scores)} scores for {len(rollouts)} responses "
@@ -90,7 +96,14 @@ def _checked(value: object, name: str, rollout: Rollout) -> StepRewards:
             f"reward {name} gave {value!r} for {_sample(rollout)}, and StepRewards for others: "
             "give one kind for all"
         )
-    ends = [0, *(end for end, _ in value.steps), len(rollout.text)]
+    try:
+        given = [(int(end), worth) for end, worth in value.steps]
+    except (TypeError, ValueError):
+        raise RunError(
+            f"reward {name} gave steps {value.steps!r} for {_sample(rollout)}: each must be "
+            "(characters up to its end, reward)"
+        ) from None
+    ends = [0, *(end for end, _ in given), len(rollout.text)]
     for here, there in zip(ends, ends[1:], strict=False):
         if there < here:
             raise RunError(
@@ -98,7 +111,7 @@ def _checked(value: object, name: str, rollout: Rollout) -> StepRewards:
                 f"{len(rollout.text)}, for {_sample(rollout)}: ends must not fall, nor pass the "
                 "end of the text"
             )
-    steps = tuple((end, _finite(each, name, rollout)) for end, each in value.steps)
+    steps = tuple((end, _finite(each, name, rollout)) for end, each in given)
     return StepRewards(steps, _finite(value.score, name, rollout))
 
 
@@ -135,19 +148,26 @@ def read_answers(
 
 def _finite(value: object, name: str, rollout: Rollout) -> float:
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+        number = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
-    if math.isfinite(number):
+    if abs(number) <= LARGEST:
         return number
     raise RunError(
-        f"reward {name} gave {value!r} for {_sample(rollout)}: a reward must be a finite number"
+        f"reward {name} gave {value!r} for {_sample(rollout)}: a reward must be a finite number, "
+        f"at most {LARGEST:.0e}"
     )
 
 
 def _culprit(reward: RewardFunction, rollouts: Sequence[Rollout]) -> str:
-    """The first sample that the reward cannot score alone; "" where it can score each."""
+    """The first sample that the reward cannot score alone; "" where it can score each.
+
+    It is looked for as long as others may wait: a slow reward's is not found.
+    """
+    until = time.monotonic() + CULPRIT_S
     for rollout in rollouts:
+        if time.monotonic() > until:
+            break
         try:
             reward([rollout.request.prompt], [rollout.text])
         except Exception:  # As in `score`, whose error is the one reported.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from megarl.errors import DataError
 from megarl.rewards.fenced import last_block
 from megarl.rewards.sandbox import Limits, run_program
+from megarl.runtime.environment import processors_of_a_rank
 from megarl.types import Prompt
 
 
@@ -31,7 +31,7 @@ class CodeTests:
     """Of one test, on the clock."""
     memory_megabytes: int = 512
     workers: int = 0
-    """Tests at the same time; 0: one for each processor."""
+    """Tests at the same time; 0: this process's share of the node's processors."""
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """DataError for the first prompt without tests that can be run."""
@@ -45,7 +45,7 @@ class CodeTests:
             for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
             for test in _tests(prompt)
         ]
-        with ThreadPoolExecutor(self.workers or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(self.workers or processors_of_a_rank()) as pool:
             passed = list(pool.map(lambda job: self._passes(job[1], job[2]), jobs))
         scores: list[list[bool]] = [[] for _ in responses]
         for (number, _, _), right in zip(jobs, passed, strict=True):

@@ -24,7 +24,7 @@ class MultipleChoice:
     letter that stands alone, as in "(C)", "C." or "C".
     """
 
-    choices: str = "ABCDEFGHIJ"
+    choices: str = "ABCDEFGH"
     """The letters that are choices, in upper case."""
 
     def __post_init__(self) -> None:
@@ -34,7 +34,7 @@ class MultipleChoice:
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """DataError for the first label that is no choice."""
         for prompt in prompts:
-            if self._label(prompt) not in self.choices:
+            if self._label(prompt) not in tuple(self.choices):
                 raise DataError(
                     f"prompt_id {prompt.prompt_id} (source {prompt.source!r}) has label "
                     f"{prompt.label!r}, which is none of {', '.join(self.choices)}"

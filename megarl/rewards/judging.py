@@ -41,7 +41,7 @@ class Judging:
         self._overlap = overlap and bool(functions)
         self._inbox: queue.SimpleQueue[Sequence[Rollout] | None] = queue.SimpleQueue()
         self._said: dict[int, Said] = {}
-        self._error: RunError | None = None
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Judging:
@@ -93,7 +93,7 @@ class Judging:
     def _score(self, rollouts: Sequence[Rollout]) -> None:
         try:
             columns = [score(each.function, each.name, rollouts) for each in self._functions]
-        except RunError as error:
+        except Exception as error:  # raised again by `finish`, in the caller's thread
             self._error = error
             if "main thread" in str(error):  # as Python's signal module says
                 cure = "reward.overlap=false calls it there"

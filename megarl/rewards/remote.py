@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megarl.errors import ConfigError, RunError
+from megarl.errors import ConfigError, DataError, RunError
 from megarl.types import Prompt
 
+_JITTER = random.Random()
+"""A generator of its own: Python's is the run's, and checkpoints keep it."""
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 """Statuses after which another try may succeed."""
 
@@ -42,6 +46,19 @@ class HttpReward:
         for name in ("batch_size", "max_in_flight", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """DataError for the first prompt that cannot be sent; ConfigError without httpx."""
+        if importlib.util.find_spec("httpx") is None:
+            raise ConfigError("reward http needs httpx: pip install httpx")
+        for prompt in prompts:
+            try:
+                json.dumps(dict(prompt.extra))
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"prompt_id {prompt.prompt_id} (source {prompt.source!r}) has a column that "
+                    f"cannot be sent as JSON: {error}"
+                ) from None
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """One score per response; RunError where the service does not give them."""
@@ -82,7 +99,7 @@ class HttpReward:
         for attempt in range(self.retries + 1):
             if attempt:
                 pause = self.pause_s * 2 ** (attempt - 1)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                await asyncio.sleep(pause * _JITTER.uniform(0.5, 1.5))
             try:
                 answer = await client.post(self.url, json={"samples": batch})
             except httpx.TransportError as error:

@@ -1,8 +1,8 @@
 """Untrusted programs under limits: no network, little time and memory, nothing left behind.
 
 Each program runs in a process of its own below `sandbox_child.py`, in a new folder that goes
-afterwards. It can read what this user can read; where the kernel has user namespaces it can write
-nothing but its folder.
+afterwards. It can read what this user can read; where the kernel has user namespaces, from Linux
+5.12 on, it can write nothing but its folder.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megarl.errors import RunError
-from megarl.rewards.sandbox_child import NOT_ISOLATED, TIMED_OUT
+from megarl.rewards.sandbox_child import NOT_ISOLATED, NOT_STARTED, TIMED_OUT
 
 CHILD = str(Path(__file__).with_name("sandbox_child.py"))
 GRACE_S = 10.0
@@ -54,7 +55,7 @@ class Outcome:
 def run_program(source: str, stdin: str, limits: Limits) -> Outcome:
     """Run Python source; the interpreter is this one, with its packages.
 
-    RunError where the machine cannot keep a program from the network.
+    RunError where the machine cannot keep a program from the network, or set its limits.
     """
     with tempfile.TemporaryDirectory(prefix="megarl-sandbox-") as name:
         work = Path(name) / "work"
@@ -74,11 +75,13 @@ def run_program(source: str, stdin: str, limits: Limits) -> Outcome:
             streams[1].open("wb") as out,
             streams[2].open("wb") as err,
         ):
-            status = subprocess.run(
+            status = _status(
                 [*command, sys.executable, "-I", str(script)],
-                stdin=given, stdout=out, stderr=err, check=False,
-                timeout=limits.wall_s + GRACE_S,
-            ).returncode  # fmt: skip
+                limits.wall_s + GRACE_S,
+                stdin=given, stdout=out, stderr=err,
+            )  # fmt: skip
+        if status == NOT_STARTED:
+            raise RunError(f"code cannot be run here: {_read(streams[2], 500).strip()}")
         if status == NOT_ISOLATED:
             raise RunError(
                 "code cannot be run here: this machine has neither user namespaces nor a known "
@@ -86,6 +89,14 @@ def run_program(source: str, stdin: str, limits: Limits) -> Outcome:
             )
         output, errors = (_read(stream, limits.output_bytes) for stream in streams[1:])
     return Outcome(status, output, errors, status == TIMED_OUT)
+
+
+def _status(command: list[str], time_s: float, **streams: Any) -> int:
+    """The exit status of the process that watches a program; TIMED_OUT where it does not end."""
+    try:
+        return subprocess.run(command, check=False, timeout=time_s, **streams).returncode
+    except subprocess.TimeoutExpired:  # by now it is killed, and its namespaces with it
+        return TIMED_OUT
 
 
 def _read(path: Path, limit: int) -> str:

@@ -20,8 +20,9 @@ import struct
 import sys
 import time
 
-TIMED_OUT, NOT_ISOLATED = 124, 125
-"""Exit statuses: the wall clock ran out; sockets cannot be refused on this machine."""
+TIMED_OUT, NOT_ISOLATED, NOT_STARTED = 124, 125, 123
+"""Exit statuses: the wall clock ran out; sockets cannot be refused on this machine; the limits or
+namespaces could not be set up, with the cause on standard error."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER = 1, 38, 22, 36
@@ -41,15 +42,29 @@ def main() -> None:
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     own_namespaces = _unshare(limits["folder"], limits["file_bytes"])
+    heard, told = os.pipe()  # it closes when the command begins: what is in it is no command's
+    os.set_blocking(heard, False)
     child = os.fork()
     if child == 0:
         if own_namespaces:
             _be_first()
-        _become(command, limits, own_namespaces)
+        os._exit(_become(command, limits, own_namespaces, told))
+    os.close(told)
     _close_streams()
     status = _wait(child, time.monotonic() + limits["wall_s"])
     _end_all(child)
-    os._exit(status)
+    os._exit(_unless_told(heard, status))
+
+
+def _unless_told(heard: int, status: int) -> int:
+    """The command's status, or why there was none: a command may leave with any number."""
+    try:
+        said = os.read(heard, 1)
+    except BlockingIOError:
+        said = b""
+    if said:
+        return said[0]
+    return 1 if status in (NOT_ISOLATED, NOT_STARTED) else status
 
 
 def _unshare(folder: str, size: int) -> bool:
@@ -60,14 +75,26 @@ def _unshare(folder: str, size: int) -> bool:
     for name, text in (
         ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"),
     ):  # fmt: skip
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    _LIBC.mount(None, b"/", None, _MS_REC_PRIVATE, None)
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError as error:
+            _not_started(f"/proc/self/{name}: {error.strerror}")
     attributes = struct.pack("QQQQ", _RDONLY, 0, 0, 0)
-    _LIBC.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes))
     options = f"size={size},mode=777".encode()
-    _LIBC.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options)
+    # A kernel before 5.12 knows no mount_setattr: there files stay writable as the user's are.
+    _LIBC.mount(None, b"/", None, _MS_REC_PRIVATE, None)
+    _LIBC.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes))
+    if _LIBC.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options) != 0:
+        _not_started(f"{folder}: no file system of its own: {os.strerror(ctypes.get_errno())}")
     return True
+
+
+def _not_started(cause: str) -> None:
+    """Say why, and end: never returns."""
+    sys.stderr.write(cause + "\n")
+    sys.stderr.flush()
+    os._exit(NOT_STARTED)
 
 
 def _be_first() -> None:
@@ -89,8 +116,28 @@ def _code(status: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _become(command: list[str], limits: dict[str, int], own_namespaces: bool) -> None:
-    """In the child: never returns."""
+def _become(command: list[str], limits: dict[str, int], own_namespaces: bool, told: int) -> int:
+    """In the child: returns, with the status to leave with, only where it became no command."""
+    try:
+        _limit(limits, own_namespaces)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"limits {limits}: {error}\n")
+        sys.stderr.flush()
+        os.write(told, bytes([NOT_STARTED]))
+        return NOT_STARTED
+    if not _refuse_sockets() and not own_namespaces:
+        os.write(told, bytes([NOT_ISOLATED]))
+        return NOT_ISOLATED
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        sys.stderr.flush()
+    return 127
+
+
+def _limit(limits: dict[str, int], own_namespaces: bool) -> None:
+    """A session, a working folder and limits of the command's own."""
     os.setsid()
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for name, value in (
@@ -102,14 +149,6 @@ def _become(command: list[str], limits: dict[str, int], own_namespaces: bool) ->
     if own_namespaces:  # elsewhere it would count all of the user's processes
         resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"],) * 2)
     os.chdir(limits["folder"])
-    if not _refuse_sockets() and not own_namespaces:
-        os._exit(NOT_ISOLATED)
-    try:
-        os.execv(command[0], command)
-    except OSError as error:
-        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        sys.stderr.flush()
-        os._exit(127)
 
 
 def _refuse_sockets() -> bool:

@@ -131,9 +131,11 @@ def _line(process: subprocess.Popen[bytes], time_s: float) -> bytes | None:
     """The next line; empty where the process ended, None after `time_s`."""
     assert process.stdout is not None
     handle, found, deadline = process.stdout.fileno(), b"", time.monotonic() + time_s
+    ready = select.poll()  # select.select takes no descriptor above 1023
+    ready.register(handle, select.POLLIN)
     while not found.endswith(b"\n"):
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([handle], [], [], left)[0]:
+        if left <= 0 or not ready.poll(left * 1000):
             return None
         if not (part := os.read(handle, 1 << 16)):
             return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from megarl.models.micro_batch import LossInputs, MicroBatch, build_micro_batch
 from megarl.models.optimizer import StepResult
 from megarl.models.schedule import Loss
 from megarl.roles.megatron_role import MegatronRole, RoleBatch
+
+LOSSES = ("pg_loss", "kl_loss", "loss")
+"""What an update reports: the policy's own, the KL before its weight, and the sum of all terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,9 @@ class UpdateResult:
 
     stats: Tensor
     """float64 sums of PolicyStats or ValueStats."""
-    loss: float
-    """Mean of this owner's share over the optimizer steps; shares add up over owners."""
+    losses: dict[str, float]
+    """By the name of its metric: mean of this owner's share over the optimizer steps; shares add up
+    over owners."""
     steps: list[StepResult]
     logprobs: Tensor | None = None
     """fp32 [n, R] seen by the first epoch, where PolicyInputs had no old ones."""
@@ -130,7 +135,7 @@ class Actor(PolicyRole):
         self.weight_version += 1
         if batch is None:
             return None
-        stats, total, steps = PolicyStats.zero().to_vector(), 0.0, []
+        stats, losses, steps = PolicyStats.zero().to_vector(), Counter[str](), []
         seen = torch.zeros(len(batch.index) * batch.width)
         for epoch in range(settings.ppo_epochs):
             order = list(batch.dealt.rows.mini_batches)
@@ -148,11 +153,12 @@ class Actor(PolicyRole):
                 steps.append(step)
                 for micro, report in reports if self.is_owner else []:
                     stats += report["stats"]
-                    total += float(report["loss"])
+                    losses.update({name: float(report[name]) for name in LOSSES if name in report})
                     if epoch == 0:
                         seen[micro.slot] = report["logprobs"].cpu()
         logprobs = seen.view(len(batch.index), -1) if inputs.old_logprobs is None else None
-        return UpdateResult(stats, total / max(len(steps), 1), steps, logprobs)
+        means = {f"actor/{name}": value / max(len(steps), 1) for name, value in losses.items()}
+        return UpdateResult(stats, means, steps, logprobs)
 
 
 def mini_batch_weights(
@@ -231,18 +237,23 @@ def _policy_loss(settings: PolicyLossSettings, width: int) -> Loss:
             entropy=rows.place(entropy) if settings.entropy_coef else None,
             selected=None if selected is None else rows.place(selected.to(device)),
         )
-        value, stats = compute_policy_loss(settings.policy_loss, tokens, settings.options)
+        policy, stats = compute_policy_loss(settings.policy_loss, tokens, settings.options)
+        value, report = (
+            policy,
+            {
+                "stats": stats.to_vector().detach().cpu(),
+                "logprobs": logprobs.detach(),
+                "pg_loss": policy.detach().clone(),
+            },
+        )
         if settings.entropy_coef:
             value = value + entropy_loss(entropy, mask, weights, settings.entropy_coef)
         if settings.kl_loss_coef:
             assert inputs.ref_logprobs is not None
             kl = kl_estimate(logprobs, inputs.ref_logprobs.to(device), mask, settings.kl_loss_type)
-            value = value + settings.kl_loss_coef * weighted_sum(kl, mask, weights)
-        report = {
-            "loss": value.detach().clone(),
-            "stats": stats.to_vector().detach().cpu(),
-            "logprobs": logprobs.detach(),
-        }
+            mean = weighted_sum(kl, mask, weights)
+            report["kl_loss"], value = mean.detach().clone(), value + settings.kl_loss_coef * mean
+        report["loss"] = value.detach().clone()
         return value, report
 
     return loss

@@ -55,7 +55,7 @@ class Critic(MegatronRole):
                 for _, report in reports if self.is_owner else []:
                     stats += report["stats"]
                     total += float(report["loss"])
-        return UpdateResult(stats, total / max(len(steps), 1), steps)
+        return UpdateResult(stats, {"critic/vf_loss": total / max(len(steps), 1)}, steps)
 
 
 def _value_loss(value_clip: float | None) -> Loss:

@@ -78,6 +78,21 @@ def pool_rank_and_local_rank() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
 
+SERVER_KEY = "MEGARL_SERVER_API_KEY"
+"""Variable with the API key of rollout servers: one in a config would be copied with it."""
+
+
+def server_api_key() -> str | None:
+    """The key of rollout servers, where there is one."""
+    return os.environ.get(SERVER_KEY) or None
+
+
+def processors_of_a_rank() -> int:
+    """This rank's share of the node's processors, at least 1."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(len(os.sched_getaffinity(0)) // ranks, 1)
+
+
 def set_variables(values: Mapping[str, str], *, keep_given: bool = False) -> None:
     """Set variables; `keep_given` leaves those alone that the user has set."""
     for name, value in values.items():

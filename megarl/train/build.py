@@ -180,10 +180,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     builder = Builder(config, plan, universe)
     data = config.data
     batch = data.rollout_batch_size * data.n_samples_per_prompt
-    epochs = config.run.steps * config.algorithm.ppo_epochs
-    parts = learner_parts(
-        builder, control, epochs * -(-batch // config.algorithm.global_batch_size)
-    )
+    per_step = config.algorithm.ppo_epochs * -(-batch // config.algorithm.global_batch_size)
+    parts = learner_parts(builder, control, per_step)
     for role in (parts["actor"], parts["critic"]):
         if role is not None:  # before vLLM looks how much memory there is
             role.offload()
@@ -213,24 +211,32 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
     )
 
 
-def build_learner(
-    config: Config, plan: RunPlan, universe: Universe, control: Control, updates: int
-) -> Learner:
-    """The Megatron roles alone, for samples that come from elsewhere; `updates` optimizer steps."""
+def build_learner(config: Config, plan: RunPlan, universe: Universe, control: Control) -> Learner:
+    """The Megatron roles alone, for samples that come from elsewhere."""
     builder = Builder(config, plan, universe)
-    return Learner(**learner_parts(builder, control, updates), books=Books(None, None))
+    return Learner(**learner_parts(builder, control, 1), books=Books(None, None))
 
 
-def learner_parts(builder: Builder, control: Control, updates: int) -> dict[str, Any]:
-    """The fields of a Learner but its books."""
+def learner_parts(builder: Builder, control: Control, per_step: int) -> dict[str, Any]:
+    """The fields of a Learner but its books; per_step: optimizer steps of a training step."""
     config, plan, algorithm = builder.config, builder.plan, builder.config.algorithm
     critic = reference = None
     actor = builder.role(
-        "actor", Actor, plan.actor, config.actor.model, config.actor.optimizer, updates
+        "actor",
+        Actor,
+        plan.actor,
+        config.actor.model,
+        config.actor.optimizer,
+        max(config.run.steps - algorithm.critic_warmup, 1) * per_step,
     )
     if plan.critic is not None:
         critic = builder.role(
-            "critic", Critic, plan.critic, config.critic.model, config.critic.optimizer, updates
+            "critic",
+            Critic,
+            plan.critic,
+            config.critic.model,
+            config.critic.optimizer,
+            config.run.steps * per_step,
         )
     if plan.reference is not None:
         reference = builder.role(
@@ -302,7 +308,7 @@ def make_evaluation(config: Config, sampling: SamplingSpec) -> EvaluationSpec:
     """How held-out prompts are answered; `sampling` is that of training."""
     settings = config.evaluation
     return EvaluationSpec(
-        greedy=replace(sampling, temperature=0.0, top_p=1.0, top_k=-1),
+        greedy=sampling.greedy(),
         sampled=replace(
             sampling, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
         ),

@@ -76,8 +76,7 @@ def evaluate(
     """
     count = spec.num_samples
     greedy = [RolloutRequest(row, row, prompt, 0) for row, prompt in enumerate(prompts)]
-    rollouts = rollout.generate(greedy, spec.greedy, on_answered)
-    answers = _judge(scorer, rollouts, spec, sampled=False)
+    answers = _answer(rollout, scorer, greedy, spec, on_answered, sampled=False)
     samples: list[Answer] = []
     if count:
         sampled = [
@@ -85,8 +84,7 @@ def evaluate(
             for row, prompt in enumerate(prompts)
             for index, seed in enumerate(_seeds(spec, prompt))
         ]
-        rollouts = rollout.generate(sampled, spec.sampled, on_answered)
-        samples = _judge(scorer, rollouts, spec, sampled=True)
+        samples = _answer(rollout, scorer, sampled, spec, on_answered, sampled=True)
     # All answers to a prompt are on one rank: it tells the others what they are worth.
     own = _marks(prompts, answers, samples)
     found = {row: mark for rank in control.gather(own) for row, mark in rank.items()}
@@ -101,11 +99,25 @@ def _seeds(spec: EvaluationSpec, prompt: Prompt) -> list[int]:
     return [evaluation_seed(seed, prompt.prompt_id, index) for index in range(count)]
 
 
-def _judge(
-    scorer: Scorer, rollouts: Sequence[Rollout], spec: EvaluationSpec, *, sampled: bool
+def _answer(
+    rollout: RolloutRole,
+    scorer: Scorer,
+    requests: Sequence[RolloutRequest],
+    spec: EvaluationSpec,
+    on_answered: Callable[[Sequence[Rollout]], None] | None,
+    *,
+    sampled: bool,
 ) -> list[Answer]:
-    """The rollouts of this rank as answers, in order; all ranks call it together."""
-    scores = scorer.judge(rollouts)
+    """This rank's answers, in order, judged while others are made; all ranks call it together."""
+    with scorer.judging() as judging:
+
+        def hear(new: Sequence[Rollout]) -> None:
+            judging.add(new)
+            if on_answered is not None:
+                on_answered(new)
+
+        rollouts = rollout.generate(requests, spec.sampled if sampled else spec.greedy, hear)
+        scores = scorer.complete(rollouts, judging.finish())
     finished = [one for one in rollouts if one.finish_reason == "stop"]
     texts = scorer.read_answers(finished) if sampled else [None] * len(finished)
     read = {one.request.row: text for one, text in zip(finished, texts, strict=True)}

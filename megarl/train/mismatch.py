@@ -6,6 +6,7 @@ without gathering its tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ class MismatchHistogram:
         bins = torch.bucketize(size, EDGES, right=True).sub_(1).clamp_(0, len(EDGES) - 1)
         self._counts += torch.bincount(bins, minlength=len(EDGES))
         self._sums += torch.stack([torch.tensor(float(d.numel())), size.sum()])
-        self._max = max(self._max, float(size.max()) if d.numel() else 0.0)
+        largest = float(size.max()) if d.numel() else 0.0
+        self._max = max(self._max, math.inf if math.isnan(largest) else largest)
 
     def reduced(
         self, total: Callable[[Tensor], Tensor], gather: Callable[[Any], list[Any]]
@@ -52,7 +54,12 @@ class MismatchHistogram:
 
     @property
     def p99(self) -> float:
-        """Upper edge of the bin that holds the 99th percentile, nats; at most the maximum."""
+        """Upper edge of the bin that holds the 99th percentile, nats; at most the maximum.
+
+        Infinite where any difference is, or is NaN.
+        """
+        if self._max == math.inf:
+            return math.inf
         reached = self._counts.cumsum(0) >= 0.99 * self._counts.sum()
         upper = int(reached.int().argmax()) + 1
         return min(float(EDGES[min(upper, len(EDGES) - 1)]), self._max)

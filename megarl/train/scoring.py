@@ -14,7 +14,7 @@ from megarl.errors import RunError
 from megarl.mesh.control import Control
 from megarl.mesh.rows import RowMap, move_rows
 from megarl.mesh.universe import Universe
-from megarl.rewards.base import StepRewards, read_answers
+from megarl.rewards.base import LARGEST, StepRewards, read_answers
 from megarl.rewards.judging import Judging, Said, WeightedReward
 from megarl.rewards.load import MODEL
 from megarl.roles.reward_model import RewardModel
@@ -80,28 +80,38 @@ class Scorer:
     def _sum(self, rollout: Rollout, said: Said, by_model: Mapping[int, float]) -> Score:
         parts: dict[str, float] = {}
         steps: dict[int, float] = {}
+        verdict: float | None = None
         reward = -self.missing_eos_penalty * (rollout.finish_reason != "stop")
         for each, value in zip(self.functions, said, strict=True):
             if isinstance(value, StepRewards):
                 for token, worth in self._at_tokens(rollout, value):
                     steps[token] = steps.get(token, 0.0) + each.coef * worth
-            parts[each.name] = value.score if isinstance(value, StepRewards) else value
-            reward += each.coef * parts[each.name]
-        verdict = parts[self.functions[0].name] if self.functions and self.judges else None
+            score = value.score if isinstance(value, StepRewards) else value
+            verdict = score if self.judges and not parts else verdict
+            parts[each.name] = score
+            reward += each.coef * score
         if self.model is not None:
             parts[MODEL] = _finite(by_model[rollout.request.row], rollout)
             reward += self.model_coef * parts[MODEL]
+        if not abs(reward) <= LARGEST:
+            raise RunError(
+                f"the rewards of row {rollout.request.row} (prompt_id "
+                f"{rollout.request.prompt.prompt_id}) add up to {reward}: {parts}; look at "
+                "reward.function_coef, model_coef and extra_functions"
+            )
         return Score(reward, verdict, parts, steps)
 
     def _at_tokens(self, rollout: Rollout, rewards: StepRewards) -> list[tuple[int, float]]:
         """The last token of each step, with the step's reward."""
         ids, decode = rollout.response_ids, self.decode
         assert decode is not None
-        found = []
+        found, last = [], 0
         for end, reward in rewards.steps if ids else ():
-            last = len(ids) - 1
-            if end < len(rollout.text):
-                last = bisect_left(range(last), end, key=lambda n: len(decode(ids[: n + 1])))
+            if end >= len(rollout.text):
+                last = len(ids) - 1
+            else:  # steps come in order: none ends before the one before it
+                places = range(last, len(ids) - 1)
+                last += bisect_left(places, end, key=lambda n: len(decode(ids[: n + 1])))
             found.append((last, reward))
         return found
 

@@ -12,6 +12,7 @@ from megarl.algorithms.advantages import estimator
 from megarl.algorithms.corrections import ROLLOUT_IS, ROLLOUT_IS_MODES, ROLLOUT_RS
 from megarl.algorithms.kl import KL_KINDS
 from megarl.algorithms.losses import LossAggMode
+from megarl.algorithms.policy import policy_loss
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 
@@ -35,6 +36,7 @@ NAMES: dict[str, Sequence[str | None]] = {
     "rollout.dtype": (None, *_DTYPES),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
     "algorithm.kl_loss_type": KL_KINDS,
+    "algorithm.kl_penalty": tuple(kind for kind in KL_KINDS if not kind.endswith("+")),
     "algorithm.loss_agg_mode": get_args(LossAggMode),
     "algorithm.filter_groups.metric": ("accuracy", "reward"),
     "algorithm.rollout_is": (None, *ROLLOUT_IS),
@@ -60,6 +62,8 @@ class Range(NamedTuple):
         return above and below
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "that is finite"
         low = f"above {self.low:.10g}" if self.open_low else f"of at least {self.low:.10g}"
         if self.high == math.inf:
             return low
@@ -67,6 +71,7 @@ class Range(NamedTuple):
 
 
 _COUNT, _NATURAL = Range(1), Range(0)
+_FINITE = Range(-math.inf, math.inf, open_low=True, open_high=True)
 _POSITIVE, _SHARE = Range(0, open_low=True), Range(0, 1, open_low=True)
 
 RANGES: dict[str, Range] = {
@@ -107,6 +112,7 @@ RANGES: dict[str, Range] = {
     "algorithm.gamma": Range(0, 1),
     "algorithm.lam": Range(0, 1),
     "algorithm.kl_coef": _NATURAL,
+    "algorithm.entropy_coef": _NATURAL,
     "algorithm.kl_ctrl.target_kl": _POSITIVE,
     "algorithm.kl_ctrl.horizon": _COUNT,
     "algorithm.kl_loss_coef": _NATURAL,
@@ -134,6 +140,10 @@ RANGES: dict[str, Range] = {
     "reward.overlong_buffer_len": _NATURAL,
     "reward.overlong_penalty_factor": _NATURAL,
     "reward.missing_eos_penalty": _NATURAL,
+    "reward.function_coef": _FINITE,
+    "reward.model_coef": _FINITE,
+    "reward.length_penalty_coef": _FINITE,
+    "reward.success_reward": _FINITE,
     "evaluation.n_samples": _NATURAL,
     "evaluation.temperature": _POSITIVE,
     "evaluation.top_p": _SHARE,
@@ -160,6 +170,7 @@ def check_names(config: Config) -> None:
                 + _did_you_mean(value, names)
             )
     estimator(config.algorithm.adv_estimator)
+    policy_loss(config.algorithm.policy_loss)
 
 
 def check_numbers(config: Config) -> None:

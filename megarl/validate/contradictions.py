@@ -8,7 +8,7 @@ from megarl.algorithms.policy import policy_loss
 from megarl.config.schema import Config, MeshConfig, OptimizerConfig
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
-from megarl.validate.rewards import check_rewards, check_sample_choice
+from megarl.validate.rewards import check_sample_choice
 
 
 def check_contradictions(config: Config) -> None:
@@ -17,7 +17,6 @@ def check_contradictions(config: Config) -> None:
     _check_policy_loss(config)
     _check_kl(config)
     _check_sampling(config)
-    check_rewards(config)
     check_sample_choice(config)
     check_schedule(config.actor.optimizer, "actor")
     if needs_critic(config):
@@ -120,6 +119,12 @@ def _check_policy_loss(config: Config) -> None:
 
 def _check_kl(config: Config) -> None:
     algorithm = config.algorithm
+    if algorithm.adv_estimator == "grpo_process" and algorithm.kl_coef > 0:
+        raise ConfigError(
+            "algorithm.adv_estimator is grpo_process and algorithm.kl_coef "
+            f"{algorithm.kl_coef}: it compares the rewards of steps, and a penalty on the tokens "
+            "between them would be lost; set kl_coef to 0, and use_kl_loss to true"
+        )
     if algorithm.use_kl_loss and algorithm.kl_loss_coef == 0:
         raise ConfigError(
             "algorithm.use_kl_loss is true and algorithm.kl_loss_coef is 0: the reference would "

@@ -92,11 +92,11 @@ def has_transformer_engine() -> bool:
 
 def _check_layers(config: Config, plan: RunPlan, purpose: str) -> None:
     for name, role in plan.roles.items():
-        if role.layout.cp > 1 and not has_transformer_engine():
+        if role.layout.cp > 1:
             raise ConfigError(
-                f"{name}.mesh.context_parallel_size is {role.layout.cp}: more than 1 needs "
-                "TransformerEngine and CUDA, which are not both here; set it to 1, or install "
-                "transformer-engine"
+                f"{name}.mesh.context_parallel_size is {role.layout.cp}: samples are not split "
+                "over ranks yet; set it to 1, and take more tensor parallelism with "
+                "sequence_parallel for long samples"
             )
     if config.algorithm.sequence_packing and purpose != "eval" and has_transformer_engine():
         raise ConfigError(

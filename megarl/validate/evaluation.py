@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from megarl.algorithms.eval_metrics import PAIR_METRICS, TEXT_METRICS, answer_metrics
 from megarl.algorithms.evaluation import pass_at_ks
-from megarl.config.schema import Config, RewardConfig
+from megarl.config.schema import Config
 from megarl.data.blend import wants_evaluation
 from megarl.errors import ConfigError
+from megarl.rewards.load import judge_name
 from megarl.types import Prompt
 from megarl.validate.contradictions import check_top_k
 
@@ -27,7 +28,7 @@ def check_evaluation(config: Config) -> None:
             f"{settings.n_samples}: each k is at least 1 and at most n_samples; sample more, or "
             "leave pass_at empty for the usual ones"
         )
-    if settings.n_samples and not _judged(config.reward):
+    if settings.n_samples and judge_name(config.reward) is None:
         raise ConfigError(
             f"evaluation.n_samples is {settings.n_samples}, and a reward model alone decides: "
             "nothing says which samples are right, so that there is no pass@k; set it to 0, or "
@@ -40,7 +41,7 @@ def check_best_metric(config: Config, purpose: str) -> None:
     name, data, interval = config.checkpoint.best_metric, config.data, config.run.eval_interval
     if name is None:
         return
-    known, judged = _known(config, purpose, judged=True), _judged(config.reward)
+    known, judged = _known(config, purpose, judged=True), judge_name(config.reward) is not None
     metric = _over_all(name, known) if purpose == "train" else name
     if metric not in known:
         more = purpose == "train" and not config.evaluation.n_samples
@@ -75,11 +76,6 @@ def check_best_source(config: Config, prompts: Sequence[Prompt]) -> None:
             f"(data.eval_path, data.eval_size) have the source(s) {', '.join(sources)}: take one "
             f"of {', '.join([metric, *given])}"
         )
-
-
-def _judged(reward: RewardConfig) -> bool:
-    """Whether something tells right from wrong."""
-    return reward.function is not None or not reward.model.path
 
 
 def _over_all(name: str, known: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 from megarl.algorithms.advantages import estimator
 from megarl.algorithms.options import correction_options
@@ -22,6 +23,8 @@ def check_rewards(config: Config) -> None:
         )
     for name, extra in reward.extra_functions.items():
         key = f"reward.extra_functions.{name}"
+        if not math.isfinite(extra.coef):
+            raise ConfigError(f"{key}.coef is {extra.coef}: give a number that is finite")
         if not extra.function:
             raise ConfigError(f"{key}.function is empty: name a reward, or drop {name}")
         if name in (judge_name(reward), MODEL):

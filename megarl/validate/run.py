@@ -21,6 +21,7 @@ from megarl.validate.files import check_data, check_folders, check_run_folder
 from megarl.validate.indexed import check_sample_length
 from megarl.validate.meshes import make_plan
 from megarl.validate.models import read_models
+from megarl.validate.rewards import check_rewards
 
 Purpose = Literal["train", "pretrain", "sft", "reward", "eval"]
 SUPERVISED = ("pretrain", "sft", "reward")
@@ -59,6 +60,7 @@ def validate(
         check_schedule(config.actor.optimizer, "actor")
         check_micro_batches(config, purpose)
     if purpose not in SUPERVISED:
+        check_rewards(config)
         check_evaluation(config)
     if purpose != "eval":
         check_best_metric(config, purpose)

@@ -13,7 +13,6 @@ from ragged import F64
 from megarl.algorithms.shaping import (
     RunningNorm,
     clip_scores,
-    combine,
     cosine_length_reward,
     group_length_reward,
     informative_groups,
@@ -95,17 +94,6 @@ def test_the_cosine_reward_by_hand():
     assert middle == pytest.approx(1 + 0.5 * (1 + math.cos(math.pi / 4)), abs=1e-6)
     with pytest.raises(ConfigError, match="max_length is 0"):
         cosine_length_reward(lengths, right, 0)
-
-
-def test_rewards_combine_by_weight():
-    rewards = {"right": torch.tensor([1.0, 0.0]), "format": torch.tensor([0.5, 1.0])}
-    got = combine(rewards, {"right": 2.0, "format": -1.0})
-    assert got.tolist() == [1.5, -1.0]
-    for weights in ({}, {"right": 1.0}, {"right": 1.0, "fromat": 1.0}):
-        with pytest.raises(ConfigError, match=r"\['format', 'right'\] and weights"):
-            combine(rewards, weights)
-    with pytest.raises(ConfigError, match="weight of reward 'format' is nan"):
-        combine(rewards, {"right": 1.0, "format": math.nan})
 
 
 def test_running_moments_are_those_of_all_scores_so_far_for_any_split():

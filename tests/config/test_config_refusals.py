@@ -126,7 +126,7 @@ MESHES = {
     ),
     "size below 1": (["actor.mesh.tensor_model_parallel_size is 0"], ["actor.mesh=t0"]),
     "context parallel": (
-        ["actor.mesh.context_parallel_size is 2", "TransformerEngine"],
+        ["actor.mesh.context_parallel_size is 2", "not split", "set it to 1"],
         ["actor.mesh=c2"],
     ),
     "experts of a dense model": (["expert_model_parallel_size 2", "no experts"], ["actor.mesh=e2"]),
@@ -173,6 +173,26 @@ SETTINGS = {
     "an unknown policy loss": (
         ["algorithm.policy_loss", "'gpso'", "did you mean 'gspo'"],
         ["algorithm.policy_loss=gpso"],
+    ),
+    "an entropy bonus below nothing": (
+        ["algorithm.entropy_coef is -0.01", "at least 0"],
+        ["algorithm.entropy_coef=-0.01"],
+    ),
+    "a penalty that steps would lose": (
+        ["grpo_process", "algorithm.kl_coef 0.1", "use_kl_loss"],
+        ["algorithm.adv_estimator=grpo_process", "algorithm.kl_coef=0.1"],
+    ),
+    "a penalty of a name": (
+        ["algorithm.kl_penalty is 'k3+'", "k1, k2, k3"],
+        ["algorithm.kl_penalty=k3+"],
+    ),
+    "a weight that is no number": (
+        ["reward.function_coef is nan", "finite"],
+        ["reward.function_coef=nan"],
+    ),
+    "another reward's weight that is no number": (
+        ["reward.extra_functions.form.coef is inf", "finite"],
+        ["reward.extra_functions={form: {function: exact_match, coef: .inf}}"],
     ),
     "covariances between nothing": (
         ["algorithm.clip_cov_lb 5.0", "clip_cov_ub 1.0"],

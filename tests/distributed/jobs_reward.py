@@ -62,8 +62,10 @@ def evaluations(
     """
     both = _scorer(rank, actor, path, MeshLayout(), 1.0, 0.0)
 
-    def generate(requests: Sequence[RolloutRequest], *_: Any) -> list[Rollout]:
-        return [replace(rollouts[one.row % len(rollouts)], request=one) for one in requests]
+    def generate(requests: Sequence[RolloutRequest], _: Any, heard: Any) -> list[Rollout]:
+        made = [replace(rollouts[one.row % len(rollouts)], request=one) for one in requests]
+        heard(made)
+        return made
 
     engine: Any = SimpleNamespace(generate=generate)
     prompts = [one.request.prompt for one in rollouts]

@@ -73,7 +73,7 @@ class PlainPPO:
         white = [(advantages - flat.mean()) / spread for advantages, _ in pairs]
         metrics = {"actor/ref_kl": float(torch.cat(kl).mean())}
         metrics["actor/kl_coef"] = self._kl_coef
-        self._steer(metrics["actor/ref_kl"], len(rows))
+        self._steer(metrics["actor/ref_kl"], len(rows), step)
         kept = [self._importance(o, *row) for o, row in zip(old, rows, strict=True)]
         metrics |= self._update("critic", self._critic_parameters(), lambda: self._value_loss(
             rows, values, [returns for _, returns in pairs]))  # fmt: skip
@@ -85,10 +85,10 @@ class PlainPPO:
             )
         return metrics
 
-    def _steer(self, kl: float, samples: int) -> None:
+    def _steer(self, kl: float, samples: int, step: int) -> None:
         """Set the weight of the penalty from the next step on."""
         control = self._algorithm.kl_ctrl
-        if control.type == "adaptive":
+        if control.type == "adaptive" and step >= self._algorithm.critic_warmup:
             error = kl / control.target_kl - 1
             self._kl_coef *= 1 + max(-0.2, min(error, 0.2)) * samples / control.horizon
 
@@ -164,12 +164,14 @@ class PlainPPO:
             return (x * count).sum() / count.sum()
 
         surrogate = mean(weight * torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a))
+        report = {"actor/pg_loss": -surrogate, "actor/entropy": entropy.mean()}
         loss = -surrogate - self._algorithm.entropy_coef * mean(entropy)
         if self._algorithm.use_kl_loss:
             away = torch.cat(ref) - logp
-            loss = loss + self._algorithm.kl_loss_coef * mean(away.exp() - 1 - away)
+            report["actor/kl_loss"] = mean(away.exp() - 1 - away)
+            loss = loss + self._algorithm.kl_loss_coef * report["actor/kl_loss"]
         kl = (torch.cat(old) - logp).mean()
-        return loss, {"actor/pg_loss": loss, "actor/entropy": entropy.mean(), "actor/ppo_kl": kl}
+        return loss, report | {"actor/loss": loss, "actor/ppo_kl": kl}
 
     def _value_loss(
         self, rows: list[Any], old: list[Tensor], returns: list[Tensor]
@@ -206,7 +208,8 @@ class PlainPPO:
             return config.lr * done / warmup
         if config.lr_decay_style == "constant":
             return config.lr
-        total = self._config.run.steps * self._algorithm.ppo_epochs
+        steps = self._config.run.steps - self._algorithm.critic_warmup * (name == "actor")
+        total = steps * self._algorithm.ppo_epochs
         left = 1 - (done - warmup) / (total - warmup)
         return config.min_lr + (config.lr - config.min_lr) * left
 

@@ -249,6 +249,70 @@ def test_what_is_chosen_from_the_whole_step_is_the_same(
         assert all(0 < found["train_accuracy"] < 1 for found in alone.values())
 
 
+def remembers(config: Config) -> None:
+    """What a step leaves for the next: how far the data is, and the mean and spread of rewards."""
+    other_prompts_for_dull_ones(config)
+    config.reward.normalize, config.reward.length_penalty = True, "group"
+    config.checkpoint.save_interval = 1
+
+
+def test_a_run_goes_on_with_what_it_remembers(
+    train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Three steps at once, and two starts of the same run: the same figures, bit for bit."""
+    folder = tmp_path_factory.mktemp("goes-on")
+
+    def change(config: Config, steps: int, name: str) -> None:
+        remembers(config)
+        config.run.steps, config.run.dir = steps, str(folder / name)
+
+    spec = on_ranks(MeshLayout(dp=2))
+
+    def run(steps: int, name: str) -> dict[int, dict[str, float]]:
+        return train(spec, group_relative=True, change=lambda config: change(config, steps, name))
+
+    whole = run(3, "whole")
+    first, second = run(1, "parts"), run(3, "parts")
+    assert sorted(first) == [1] and sorted(second) == [1, 2, 3]
+    assert max(found["filter_groups/rounds"] for found in whole.values()) > 1
+    for step, metrics in whole.items():
+        left = {k: v for k, v in metrics.items() if not k.startswith(("timing_s/", "perf/"))}
+        assert {k: second[step][k] for k in left} == left
+
+
+KINDS = {
+    "rloo-cispo": ("rloo", "cispo", "seq-mean-token-sum"),
+    "opo-sapo": ("opo", "sapo", "seq-mean-token-mean"),
+    "gpg-reinforce": ("gpg", "reinforce", "token-mean"),
+    "reinforce++-geo_mean": ("reinforce_plus_plus", "geo_mean", "seq-mean-token-sum-norm"),
+    "reinforce++baseline-gspo": ("reinforce_plus_plus_baseline", "gspo", "seq-mean-token-mean"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "loss", "mean"), KINDS.values(), ids=KINDS.keys())
+def test_no_algorithm_depends_on_the_layout(
+    estimator: str, loss: str, mean: str, train: Train
+) -> None:
+    """Nor on micro-batches; responses that were cut off are left out."""
+
+    def change(config: Config) -> None:
+        algorithm = config.algorithm
+        algorithm.adv_estimator, algorithm.policy_loss = estimator, loss
+        algorithm.loss_agg_mode, algorithm.kl_coef = mean, 0.0
+        algorithm.overlong_filtering = True
+
+    alone = train(on_ranks(MeshLayout()), group_relative=True, change=change)
+
+    def cut(config: Config) -> None:
+        change(config)
+        config.algorithm.micro_batch_size = 3
+
+    both = train(on_ranks(MeshLayout(pp=2, dp=2)), group_relative=True, change=cut)
+    assert_same(both, alone)
+    assert alone[3]["actor/grad_norm"] > 0.003
+
+
 @pytest.mark.slow
 def test_tied_embeddings_stay_tied_over_stages(train: Train) -> None:
     """Tied embeddings are two copies under PP: their gradients are summed and they move as one."""

@@ -43,8 +43,9 @@ def test_choices_are_scored_and_checked() -> None:
     reward = MultipleChoice("ABCD")
     assert reward([prompt("(c)"), prompt("A")], ["C", "B"]) == [1.0, 0.0]
     reward.check_prompts([prompt("B.")])
-    with pytest.raises(DataError, match="label 'E', which is none of A, B, C, D"):
-        reward.check_prompts([prompt("E")])
+    for label in ("E", "AB", ""):
+        with pytest.raises(DataError, match=f"label '{label}', which is none of A, B, C, D"):
+            reward.check_prompts([prompt(label)])
     with pytest.raises(ConfigError, match="choices is 'abc'"):
         MultipleChoice("abc")
 

@@ -163,3 +163,16 @@ def test_numbers_and_steps_do_not_mix() -> None:
         judging.add([rollout(0, "ab"), rollout(1, "ab")])
         with pytest.raises(RunError, match="StepRewards for others"):
             judging.finish()
+
+
+def test_whatever_goes_wrong_is_raised_by_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what no guard knows: it is never an answer that is missing."""
+
+    def broken(*given: object) -> list[float]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("megarl.rewards.judging.score", broken)
+    with Judging([WeightedReward("own", lengths, 1.0)]) as judging:
+        judging.add([rollout(0)])
+        with pytest.raises(MemoryError, match="no room"):
+            judging.finish()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megarl.errors import RunError
 from megarl.rewards import sandbox_child
 from megarl.rewards.sandbox import Limits, run_program
 
@@ -20,12 +21,17 @@ from megarl.rewards.sandbox import Limits, run_program
 def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kernel with user namespaces, and one that refuses them."""
     if request.param == "filter alone":
-        child = tmp_path / "child.py"
-        source = Path(sandbox_child.__file__).read_text()
         body = "def _unshare(folder: str, size: int) -> bool:\n    return False\n"
-        child.write_text(source.replace("if __name__ ==", body + "\n\nif __name__ =="))
-        monkeypatch.setattr("megarl.rewards.sandbox.CHILD", str(child))
+        changed_child(tmp_path, monkeypatch, body)
     return str(request.param)
+
+
+def changed_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Have programs watched by a process in which a function is another one."""
+    child = tmp_path / "child.py"
+    source = Path(sandbox_child.__file__).read_text()
+    child.write_text(source.replace("if __name__ ==", body + "\n\nif __name__ =="))
+    monkeypatch.setattr("megarl.rewards.sandbox.CHILD", str(child))
 
 
 def run(source: str, stdin: str = "", **limits: float) -> tuple[int, str, str]:
@@ -52,6 +58,31 @@ def test_streams_packages_and_status(machine: str) -> None:
     status, _, errors = run("1 / 0")
     assert status == 1 and "ZeroDivisionError" in errors
     assert run("import os; os.kill(os.getpid(), 11)")[0] == 128 + 11
+
+
+def test_a_program_cannot_leave_as_a_broken_machine_would(machine: str) -> None:
+    """Those statuses end a run: a program that takes one has only failed."""
+    for status in (sandbox_child.NOT_ISOLATED, sandbox_child.NOT_STARTED):
+        assert run(f"import sys; sys.exit({status})")[0] == 1
+
+
+def test_a_fork_bomb_ends_with_its_time(machine: str) -> None:
+    source = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    if machine == "filter alone":  # there nothing limits how many: as few as one can be sure of
+        source = "import os, time\nfor _ in range(6):\n    os.fork()\ntime.sleep(60)"
+    began = time.monotonic()
+    outcome = run_program(source, "", Limits(wall_s=1.0, cpu_s=2))
+    assert outcome.timed_out and time.monotonic() - began < 15
+
+
+def test_limits_that_cannot_be_set_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are no wrong answer of the program's: a user may not raise what an administrator set."""
+    body = "def _limit(limits, own_namespaces):\n    raise OSError(1, 'not permitted')\n"
+    changed_child(tmp_path, monkeypatch, body)
+    with pytest.raises(RunError, match="code cannot be run here: limits .*not permitted"):
+        run("print(1)")
 
 
 def test_no_network(machine: str) -> None:

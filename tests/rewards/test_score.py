@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megarl.errors import RunError
-from megarl.rewards.base import read_answers, score
+from megarl.rewards.base import StepRewards, read_answers, score
 from megarl.types import Prompt, Rollout, RolloutRequest
 
 
@@ -30,11 +30,42 @@ def test_scores_come_back_as_floats_in_order():
     assert score(lambda p, r: [True, 0], "bools", rollouts("a", "b")) == [1.0, 0.0]
 
 
+def test_a_generator_is_read_inside_the_guard():
+    def lazily(prompts, responses):
+        yield 1.0
+        raise KeyError("the second")
+
+    assert score(lambda p, r: (1.0 for _ in r), "own", rollouts("a", "b")) == [1.0, 1.0]
+    with pytest.raises(RunError, match="reward own raised KeyError on rows 10 to 11.*the second"):
+        score(lazily, "own", rollouts("a", "b"))
+
+
+@pytest.mark.parametrize("steps", [[("two", 1.0)], [(None, 1.0)], [(1,)], 3])
+def test_steps_that_are_no_pairs_name_the_sample(steps):
+    with pytest.raises(RunError, match=r"reward own gave steps .* for row 10 .*\(characters up to"):
+        score(lambda p, r: [StepRewards(steps)], "own", rollouts("abc"))
+
+
+def test_our_own_errors_are_not_looked_for_again():
+    """A service that is down is not asked for each sample, which would take as long again."""
+    calls = []
+
+    def down(prompts, responses):
+        calls.append(len(prompts))
+        raise RunError("it gave no answer in 6 tries")
+
+    with pytest.raises(RunError, match="rows 10 to 12 .*gave no answer in 6 tries"):
+        score(down, "http", rollouts("a", "b", "c"))
+    assert calls == [3]
+
+
 def test_nothing_to_score_calls_nobody():
     assert score(lambda p, r: 1 / 0, "never", []) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "high", [1, 2]])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), None, "high", "0.5", [1, 2], 10**400, 1e31]
+)
 def test_a_score_that_is_no_finite_number_names_the_sample(value):
     with pytest.raises(
         RunError, match=r"reward own gave .* for row 11 \(prompt_id 71, source 'sums'\).*'second'"

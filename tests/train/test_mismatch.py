@@ -55,3 +55,7 @@ def test_limits_stop_the_run_and_name_themselves() -> None:
 def test_a_nan_passes_every_limit() -> None:
     with pytest.raises(RunError, match="nan"):
         check_mismatch(histogram(torch.tensor([float("nan")])), 1e9, 0.0)
+    hidden = torch.zeros(1000)
+    hidden[5] = float("nan")  # one of a thousand, which no percentile would show
+    with pytest.raises(RunError, match="inf"):
+        check_mismatch(histogram(hidden), 0.0, 1e9)

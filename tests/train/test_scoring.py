@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megarl.config.schema import RewardConfig
+from megarl.errors import RunError
 from megarl.rewards.base import StepRewards
 from megarl.rewards.judging import WeightedReward
 from megarl.train.scoring import Scorer
@@ -132,3 +133,9 @@ def test_off_it_changes_nothing() -> None:
     shaping.observe(given)
     assert shaping.apply(given).reward.tolist() == [1.5, -2.0]
     assert shaping.state_dict()["count"] == 0
+
+
+def test_a_sum_that_is_no_number_names_its_parts() -> None:
+    given = scorer(constant(1e30), constant(1e30, 3.0, "other"))
+    with pytest.raises(RunError, match=r"of row 0 .*add up to 4e\+30.*other.*function_coef"):
+        given.judge([rollout((0,))])

@@ -34,7 +34,7 @@ class AdvantageInputs:
     """float [B]: the score of the prompt's greedy answer; only for those with `needs_greedy`."""
     steps: Tensor | None = None
     """bool [B, R]: the tokens that a process reward was given for, the last of each step; None:
-    every response token. Only grpo_process reads it."""
+    the last token alone. Only grpo_process reads it."""
 
 
 Advantages = tuple[Tensor, Tensor]

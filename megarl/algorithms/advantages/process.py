@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megarl.algorithms.advantages.base import AdvantageInputs, Advantages, outcome, register
+from megarl.algorithms.advantages.rewards import last_tokens
 from megarl.algorithms.advantages.scan import discounted_sums
 from megarl.algorithms.groups import Groups
 from megarl.algorithms.masked import at_least_fp32, row_chunks, token_counts
@@ -58,5 +59,9 @@ def _group_moments(rewards: Tensor, steps: Tensor, groups: Groups) -> tuple[Tens
 
 @register("grpo_process", needs_groups=True)
 def _grpo_process(inputs: AdvantageInputs) -> Advantages:
-    steps = inputs.mask if inputs.steps is None else inputs.steps
+    steps = inputs.steps
+    if steps is None:  # outcome supervision: the last token ends the one step
+        steps = torch.zeros_like(inputs.mask)
+        if inputs.mask.shape[1]:
+            steps.scatter_(1, last_tokens(inputs.mask)[:, None], True)
     return outcome(process(inputs.rewards, steps, inputs.mask, inputs.group))

@@ -52,7 +52,7 @@ def compute_advantages(run: Learner, scored: ScoredStep) -> AdvantageStep:
             # It steers the KL controller, whose weight of this step has been used by now.
             metrics |= compare_policies(run, scored)
         tokens, found = loss_tokens(run, scored)
-        selected = select_tokens(run, scored, advantages)
+        selected = select_tokens(run, scored, advantages, tokens.kept)
         if run.critic is not None:
             owners = (run.actor, scored.actor), (run.critic, scored.critic)
             returns = between(run, scored.rows, returns, *owners)
@@ -64,7 +64,7 @@ def _estimate(run: Learner, scored: ScoredStep) -> tuple[Tensor | None, Tensor |
     algorithm, actor = run.config.algorithm, scored.actor
     chosen, advantages, returns = estimator(algorithm.adv_estimator), None, None
     whitens = chosen.needs_values and algorithm.whiten_advantages
-    normalization = whitening if whitens else chosen.normalization
+    normalization = chosen.normalization or (whitening if whitens else None)
     sums = torch.zeros(normalization.num_sums if normalization else 0, dtype=torch.float64)
     if actor is not None and run.actor.is_owner:
         inputs = _inputs(run, scored, actor)
@@ -83,16 +83,17 @@ def _inputs(run: Learner, scored: ScoredStep, batch: RoleBatch) -> AdvantageInpu
     algorithm, table, index = run.config.algorithm, scored.table, list(batch.index)
     reward, mask, kl, process = table.reward[index], batch.mask, None, scored.process
     if scored.ref_logprobs is not None and scored.old_logprobs is not None:
-        kl = kl_estimate(scored.old_logprobs, scored.ref_logprobs, mask, "k1")
+        kl = kl_estimate(scored.old_logprobs, scored.ref_logprobs, mask, algorithm.kl_penalty)
     coefficient = run.kl_controller.value if algorithm.kl_coef > 0 else 0.0
-    steps = None
+    steps, score = None, reward
     if process is not None:
-        steps = _step_ends(process, reward, mask)
-        process = process.nan_to_num()
+        steps = _step_ends(process, mask, has_outcome=bool((table.reward != 0).any()))
+        process = torch.where(mask, process, 0.0).nan_to_num()
+        score = reward + process.sum(-1)
     return AdvantageInputs(
         mask=mask,
         rewards=token_level_rewards(reward, kl, mask, coefficient, process),
-        scores=sequence_rewards(reward, kl, mask, coefficient),
+        scores=sequence_rewards(score, kl, mask, coefficient),
         group=table.group[index].long(),
         values=scored.values,
         gamma=algorithm.gamma,
@@ -102,8 +103,14 @@ def _inputs(run: Learner, scored: ScoredStep, batch: RoleBatch) -> AdvantageInpu
     )
 
 
-def _step_ends(process: Tensor, reward: Tensor, mask: Tensor) -> Tensor:
-    """bool [n, R]: tokens with a process reward, and the last where the whole has a reward too."""
+def _step_ends(process: Tensor, mask: Tensor, *, has_outcome: bool) -> Tensor:
+    """bool [n, R]: tokens with a process reward, and the last ones where whole responses have one.
+
+    has_outcome: whether any response of the step, on any rank, has one; else all of a group would
+    not count alike.
+    """
     steps = ~process.isnan() & mask
+    if not has_outcome:
+        return steps
     last = torch.zeros_like(mask).scatter_(1, last_tokens(mask)[:, None], True)
-    return steps | (last & mask & (reward != 0)[:, None])
+    return steps | (last & mask)

@@ -76,7 +76,8 @@ def _reference_kl(run: Learner, scored: ScoredStep) -> dict[str, float]:
         )
     kl = run.control.agree({"kl": kl})["kl"] / max(sum(scored.rows.response_length), 1)
     metrics = {"actor/ref_kl": kl, "actor/kl_coef": run.kl_controller.value}
-    run.kl_controller.update(kl, len(scored.table))
+    if run.step >= run.config.algorithm.critic_warmup:  # before that the policy stands still
+        run.kl_controller.update(kl, len(scored.table))
     return metrics
 
 
@@ -93,4 +94,6 @@ def _mismatch(run: Learner, scored: ScoredStep) -> dict[str, float]:
     limits = run.config.observe
     check_mismatch(histogram, limits.logprob_diff_mean_limit, limits.logprob_diff_p99_limit)
     stats = CorrectionStats.from_vector(run.control.sum(sums))
+    if not stats.tokens:  # samples without log-probs of what made them
+        return {}
     return histogram.metrics() | stats.metrics(max(run.control.gather(largest)))

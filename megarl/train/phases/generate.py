@@ -53,7 +53,8 @@ class Sampled(NamedTuple):
     finished: bool
     weight_version: int
     source: str
-    has_steps: bool
+    steps_reward: float | None
+    """Sum of the process rewards; None without any."""
 
 
 class _Rounds:
@@ -99,7 +100,7 @@ def _sample_until(run: Run, rounds: _Rounds, prompts: Sequence[Prompt]) -> tuple
         differ = _differing(run, rounds)
         if len(differ) >= wanted or number == limit:
             break
-        drawn = run.next_prompts(_how_many(run, len(differ), len(rounds.prompts), wanted))
+        drawn = run.next_prompts(_how_many(len(differ), len(rounds.prompts), wanted))
     if number < limit:
         with run.verb("generate"):
             run.rollout.sleep()
@@ -160,7 +161,7 @@ def _facts(run: Run, own: Sequence[tuple[Rollout, Score]]) -> list[Sampled]:
             rollout.finish_reason == "stop",
             rollout.weight_version,
             rollout.request.prompt.source,
-            bool(score.steps),
+            sum(score.steps.values()) if score.steps else None,
         )
         for rollout, score in own
     ]
@@ -180,16 +181,16 @@ def _differing(run: Run, rounds: _Rounds) -> list[int]:
     if run.config.algorithm.filter_groups.metric == "accuracy":
         worth = [float(bool(_is_right(run, one))) for one in rounds.samples]
     else:
-        worth = [one.reward for one in rounds.samples]
+        worth = [one.reward + (one.steps_reward or 0.0) for one in rounds.samples]
     group = torch.tensor([one.group for one in rounds.samples])
     differ = informative_groups(torch.tensor(worth, dtype=torch.float64), group)
     return sorted(set(group[differ].tolist()))
 
 
-def _how_many(run: Run, kept: int, drawn: int, wanted: int) -> int:
+def _how_many(kept: int, drawn: int, wanted: int) -> int:
     """Prompts of the next round: enough, if as many of them differ as did so far."""
     share = max(kept / drawn, 0.1)
-    return min(max(math.ceil((wanted - kept) / share), run.rollout.num_replicas), wanted)
+    return min(math.ceil((wanted - kept) / share), wanted)
 
 
 def _is_right(run: Run, one: Sampled) -> bool | None:
@@ -209,11 +210,14 @@ def _take(run: Run, rounds: _Rounds, groups: Sequence[int]) -> Samples:
         metrics["reward_shaped_mean"] = float(table.reward.double().mean())
     if greedy:
         baseline = run.shaping.apply(_table(run, greedy, number)).reward
+        baseline = baseline + torch.tensor([one.steps_reward or 0.0 for one in greedy])
         table = replace(table, baseline=baseline[table.group.long()])
     rows = {one.row: row for row, one in enumerate(taken)}
     own = {rows[old]: both for old, both in rounds.own.items() if old in rows}
     process = None
-    if any(one.has_steps for one in taken):
+    if any(one.steps_reward is not None for one in taken):
+        sums = [one.steps_reward or 0.0 for one in taken]
+        metrics["process_reward_mean"] = sum(sums) / len(sums)
         process = {row: _token_rewards(*both) for row, both in own.items()}
     rollouts = {row: rollout for row, (rollout, _) in own.items()}
     return Samples(table, RowMap(tuple(one.rank for one in taken)), rollouts, process, metrics)

@@ -19,16 +19,19 @@ from megarl.train.learner import Learner
 from megarl.train.phases.score import ScoredStep
 
 
-def select_tokens(run: Learner, scored: ScoredStep, advantages: Tensor | None) -> Tensor | None:
+def select_tokens(
+    run: Learner, scored: ScoredStep, advantages: Tensor | None, kept: Tensor | None
+) -> Tensor | None:
     """bool [n, R] on the actor's owners, for policy losses that read it; None for others.
 
-    advantages: fp32 [n, R] on the actor's owners. All ranks call it together.
+    advantages: fp32 [n, R], kept: bool [n, R], the tokens that count, or None for all of the
+    responses; both on the actor's owners. All ranks call it together.
     """
     selection = policy_loss(run.policy_settings.policy_loss).selection
     if selection is None:
         return None
     options, batches = run.policy_settings.options, scored.rows.mini_batches
-    parts = [_Part(scored, advantages, rows) for rows in batches]
+    parts = [_Part(scored, advantages, kept, rows) for rows in batches]
     sums = torch.stack([part.sums().to_vector() for part in parts])
     totals = run.control.sum(sums.flatten()).view_as(sums)
     share, seed = selection.share(options), stable_hash(run.config.run.seed, run.step, "select")
@@ -54,7 +57,11 @@ class _Part:
     """This owner's rows of one mini-batch; none on ranks that own nothing."""
 
     def __init__(
-        self, scored: ScoredStep, advantages: Tensor | None, rows: tuple[int, ...]
+        self,
+        scored: ScoredStep,
+        advantages: Tensor | None,
+        kept: Tensor | None,
+        rows: tuple[int, ...],
     ) -> None:
         batch = scored.actor
         if batch is None or advantages is None:
@@ -66,7 +73,8 @@ class _Part:
         own = [row for row in rows if row in batch.index]
         self.rows = torch.tensor(own, dtype=torch.int64)
         self.local = torch.tensor([batch.index[row] for row in own], dtype=torch.int64)
-        self.old, self.mask = scored.old_logprobs[self.local], batch.mask[self.local]
+        self.old = scored.old_logprobs[self.local]
+        self.mask = (batch.mask if kept is None else kept)[self.local]
         self.advantages = advantages[self.local]
 
     def sums(self) -> CovarianceSums:

@@ -22,12 +22,12 @@ def update(run: Learner, batch: AdvantageStep) -> dict[str, float]:
         with run.verb("update_critic"):
             result = _update_critic(run, batch, seed)
             run.critic.offload()
-            metrics |= _reduced(run, result, run.critic, ValueStats, "critic/vf_loss", "critic")
+            metrics |= _reduced(run, result, run.critic, ValueStats, "critic")
     if run.step >= run.config.algorithm.critic_warmup:
         with run.verb("update_actor"):
             result = _update_actor(run, batch, seed)
             run.actor.offload()
-            metrics |= _reduced(run, result, run.actor, PolicyStats, "actor/pg_loss", "actor")
+            metrics |= _reduced(run, result, run.actor, PolicyStats, "actor")
             if result is not None and scored.old_logprobs is None:
                 scored.old_logprobs = result.logprobs
         if not run.needs_old_logprobs(len(scored.rows.mini_batches)):
@@ -77,14 +77,13 @@ def _reduced(
     result: UpdateResult | None,
     role: MegatronRole,
     kind: type[PolicyStats] | type[ValueStats],
-    loss_name: str,
     prefix: str,
 ) -> dict[str, float]:
     """Sums of all owners -> the role's metrics; norms and rates from the role's first owner."""
     counted = result is not None and role.is_owner
     stats = run.control.sum(result.stats if counted and result else kind.zero().to_vector())
     first = role.pool.ranks[role.layout.owner(0)] == run.universe.rank
-    facts: dict[str, float] = {loss_name: result.loss if counted and result else 0.0}
+    facts: dict[str, float] = dict(result.losses) if counted and result else {}
     steps = result.steps if result is not None and first else []
     norms = [step.grad_norm for step in steps]
     facts[f"{prefix}/grad_norm"] = sum(norms) / max(len(norms), 1)
