@@ -180,7 +180,11 @@ SETTINGS = {
     ),
     "a penalty that steps would lose": (
         ["grpo_process", "algorithm.kl_coef 0.1", "use_kl_loss"],
-        ["algorithm.adv_estimator=grpo_process", "algorithm.kl_coef=0.1"],
+        [
+            "algorithm.adv_estimator=grpo_process",
+            "algorithm.kl_coef=0.1",
+            "data.n_samples_per_prompt=2",
+        ],
     ),
     "a penalty of a name": (
         ["algorithm.kl_penalty is 'k3+'", "k1, k2, k3"],
