@@ -22,19 +22,19 @@ def run(*words: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_grpo_raises_held_out_accuracy(tmp_path: Path) -> None:
-    """The demo's model after a part of its pretraining, and eight steps of 256 samples."""
+    """The demo's model after a part of its pretraining, and seven steps of 256 samples."""
     assets, base, out = (tmp_path / name for name in ("assets", "base", "grpo"))
     run("examples.demo_assets", "--dir", str(assets), "--seed", "0")
     quiet = ["observe.progress=false", "observe.use_tensorboard=false"]
     run(
         "megarl.cli.main", "sft", "configs/demo/pretrain.yaml", f"run.dir={base}",
-        f"actor.model.path={assets}", f"data.train_path={assets}/texts.jsonl", "run.steps=500",
+        f"actor.model.path={assets}", f"data.train_path={assets}/texts.jsonl", "run.steps=400",
         *quiet,
     )  # fmt: skip
     run(
         "megarl.cli.main", "train", "configs/demo/grpo.yaml", f"run.dir={out}",
         f"actor.model.path={base}/model", f"data.train_path={assets}/train.jsonl",
-        f"data.eval_path={assets}/heldout.jsonl", "run.steps=8", "run.eval_interval=0",
+        f"data.eval_path={assets}/heldout.jsonl", "run.steps=7", "run.eval_interval=0",
         "data.rollout_batch_size=64", "algorithm.global_batch_size=128", *quiet,
     )  # fmt: skip
     found = json.loads((out / "summary.json").read_text())

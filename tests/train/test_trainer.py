@@ -102,7 +102,7 @@ print(json.dumps(history))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_policy_losses_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
     """Of one, of four: the same figures, of losses that read whole responses; and each its own."""
     model, seen = random_model(tmp_path / "model"), {}

@@ -178,9 +178,12 @@ def test_torchrun_goes_on_by_itself(
     assert same_end(run, undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "interval"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 0)], ids=["SIGTERM", "SIGUSR1"]
+    ("number", "interval"),
+    [
+        pytest.param(signal.SIGTERM, 3, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 0, id="SIGUSR1", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_and_asks_for_another_start(
     number: signal.Signals,
