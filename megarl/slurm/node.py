@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megarl.runtime.environment import set_variables, slurm_step
@@ -42,12 +42,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(parsed)
     except ChildFailedError as failed:
-        status = worst(failure.exitcode for failure in failed.failures.values())
-        _tell(
-            f"ranks {sorted(failed.failures)} ended with {status}", failed=status != REQUEUE_STATUS
-        )
+        codes = own_failures({rank: one.exitcode for rank, one in failed.failures.items()})
+        status = worst(codes.values())
+        _tell(f"ranks {sorted(codes)} ended with {status}", failed=status != REQUEUE_STATUS)
         return status
     return 0
+
+
+def own_failures(codes: Mapping[int, int]) -> dict[int, int]:
+    """Rank -> exit code, without ranks that were ended because another one had failed."""
+    others = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM}
+    return others or dict(codes)
 
 
 def worst(codes: Iterable[int]) -> int:

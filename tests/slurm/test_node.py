@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import process_env
 
-from megarl.slurm.node import worst
+from megarl.slurm.node import own_failures, worst
 
 pytestmark = pytest.mark.dist
 HERE = Path(__file__).parent
@@ -68,3 +68,10 @@ def test_a_failure_keeps_its_status(tmp_path: Path) -> None:
 )
 def test_the_worst_status_counts(codes: list[int], status: int) -> None:
     assert worst(codes) == status
+
+
+def test_who_was_ended_for_another_is_no_failure() -> None:
+    """torchrun ends the rest with SIGTERM, and may see both at once."""
+    assert own_failures({0: -signal.SIGTERM, 1: 3}) == {1: 3}
+    assert own_failures({0: -signal.SIGTERM, 1: -signal.SIGTERM}) == {0: -15, 1: -15}
+    assert own_failures({0: 75, 1: -signal.SIGKILL}) == {0: 75, 1: -9}
