@@ -93,6 +93,8 @@ setup(
         "parquet": ["pyarrow"],
         # The demos: procedural reasoning tasks, plots, weights out of a GGUF file.
         "demo": ["reasoning-gym", "matplotlib", "gguf", "accelerate"],
+        # Rollouts from vLLM servers: thousands of requests at the same time.
+        "servers": ["aiohttp"],
         # Rewards: math answers, JSON against a schema, a service.
         "rewards": ["math-verify", "jsonschema", "httpx"],
         # Tests, lint and types.
