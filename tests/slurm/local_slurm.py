@@ -92,7 +92,9 @@ def stop(folder: Path) -> None:
 
 
 def _version() -> tuple[int, int]:
-    said = subprocess.run(["srun", "--version"], capture_output=True, text=True, check=True).stdout
+    # Commands for users look for a slurm.conf before they say it.
+    words = ["slurmctld", "-V"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     year, month = re.findall(r"(\d+)\.(\d+)", said)[0]
     return int(year), int(month)
 

@@ -25,3 +25,12 @@ def test_what_is_installed_has_to_start(starts: bool, status: int) -> None:
     done = subprocess.run(["bash"], input=program, env=env, capture_output=True, text=True)
     found, conf = done.stdout.split()
     assert int(found) == status and (conf != "none") == starts
+
+
+@pytest.mark.skipif(local_slurm.missing() is not None, reason=str(local_slurm.missing()))
+def test_the_version_is_known_before_there_is_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine where SLURM was only just installed."""
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
+    assert local_slurm._version() >= (20, 2)
