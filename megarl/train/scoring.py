@@ -54,20 +54,15 @@ class Scorer:
     """Tokens to text, which places process rewards; only where there are functions."""
 
     def judging(self) -> Judging:
-        """What scores rollouts by the functions as they come."""
+        """What scores rollouts by the functions as they come, for `complete`."""
         return Judging(self.functions, overlap=self.overlap)
 
-    def judge(self, rollouts: Sequence[Rollout]) -> list[Score]:
+    def complete(self, rollouts: Sequence[Rollout], said: Mapping[int, Said]) -> list[Score]:
         """What each of this rank's rollouts is worth, in order; all ranks call it together.
 
-        RunError, naming row and prompt, for a reward that raises or is not a finite number.
+        said: of `judging`, by row. RunError, naming row and prompt, for a model's score or a sum
+        that is not a finite number.
         """
-        with Judging(self.functions, overlap=False) as judging:
-            judging.add(rollouts)
-            return self.complete(rollouts, judging.finish())
-
-    def complete(self, rollouts: Sequence[Rollout], said: Mapping[int, Said]) -> list[Score]:
-        """The same, where the functions have spoken already; all ranks call it together."""
         by_model: Mapping[int, float] = {}
         if self.model is not None:
             by_model = _ask_model(self.universe, self.control, self.model, rollouts)

@@ -17,7 +17,7 @@ from megarl.mesh.layout import MeshLayout
 from megarl.rewards.judging import WeightedReward
 from megarl.train.build import Builder, make_evaluation
 from megarl.train.evaluate import evaluate
-from megarl.train.scoring import Scorer
+from megarl.train.scoring import Score, Scorer
 from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
 
 EOS_PENALTY = 0.75
@@ -37,7 +37,7 @@ def scores(
     # Groups are dealt in turn, as replicas deal them; the last rank of several has none.
     world = max(rank.universe.size - 1, 1)
     mine = [one for one in rollouts if one.request.group % world == rank.rank]
-    return {r.request.row: s.reward for r, s in zip(mine, scorer.judge(mine), strict=True)}
+    return {r.request.row: s.reward for r, s in zip(mine, _judge(scorer, mine), strict=True)}
 
 
 def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[Rollout]) -> str:
@@ -47,7 +47,7 @@ def refusal_of_a_broken_model(rank: Rank, actor: str, path: str, rollouts: list[
     with torch.no_grad():
         scorer.model.engine.parameters()["0/value_head.weight"].fill_(float("nan"))
     try:
-        scorer.judge(rollouts)
+        _judge(scorer, rollouts)
     except RunError as error:
         return str(error)
     raise AssertionError("the score was taken")
@@ -75,6 +75,12 @@ def evaluations(
         result = evaluate(engine, rank.control, scorer, prompts, spec)
         found.append((result.metrics, [one.right for one in result.answers]))
     return found
+
+
+def _judge(scorer: Scorer, rollouts: list[Rollout]) -> list[Score]:
+    with scorer.judging() as judging:
+        judging.add(rollouts)
+        return scorer.complete(rollouts, judging.finish())
 
 
 def _scorer(

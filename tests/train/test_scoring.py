@@ -12,7 +12,7 @@ from megarl.config.schema import RewardConfig
 from megarl.errors import RunError
 from megarl.rewards.base import StepRewards
 from megarl.rewards.judging import WeightedReward
-from megarl.train.scoring import Scorer
+from megarl.train.scoring import Score, Scorer
 from megarl.train.shaping import RewardShaping
 from megarl.types import Prompt, Rollout, RolloutRequest, RowTable
 
@@ -35,13 +35,20 @@ def scorer(*rewards: WeightedReward, **options: Any) -> Scorer:
     return Scorer(nowhere, nowhere, rewards, decode=decode, **options)
 
 
+def judge(given: Scorer, *rollouts: Rollout) -> list[Score]:
+    """What they are worth."""
+    with given.judging() as judging:
+        judging.add(rollouts)
+        return given.complete(rollouts, judging.finish())
+
+
 def constant(value: Any, coef: float = 1.0, name: str = "judge") -> WeightedReward:
     return WeightedReward(name, lambda prompts, responses: [value] * len(prompts), coef)
 
 
 def test_weights_and_penalties_add_up_and_the_first_judges() -> None:
     given = scorer(constant(0.5, 2.0), constant(3.0, -0.1, "short"), missing_eos_penalty=0.25)
-    whole, cut = given.judge([rollout((0, 4))])[0], given.judge([rollout((0,), finished=False)])[0]
+    (whole,), (cut,) = judge(given, rollout((0, 4))), judge(given, rollout((0,), finished=False))
     assert whole.reward == pytest.approx(2 * 0.5 - 0.1 * 3)
     assert cut.reward == pytest.approx(whole.reward - 0.25)
     assert whole.verdict == cut.verdict == 0.5
@@ -49,7 +56,7 @@ def test_weights_and_penalties_add_up_and_the_first_judges() -> None:
 
 
 def test_without_a_judge_there_is_no_verdict() -> None:
-    found = scorer(constant(0.5, 1.0, "style"), judges=False).judge([rollout((0,))])[0]
+    found = judge(scorer(constant(0.5, 1.0, "style"), judges=False), rollout((0,)))[0]
     assert found.verdict is None and found.reward == 0.5
 
 
@@ -69,7 +76,7 @@ def test_steps_are_paid_at_their_last_token(
     ids: tuple[int, ...], steps: list[tuple[int, float]], expected: dict[int, float]
 ) -> None:
     given = scorer(constant(StepRewards(steps, 7.0), 0.5))
-    (found,) = given.judge([rollout(ids)])
+    (found,) = judge(given, rollout(ids))
     assert dict(found.steps) == {token: worth / 2 for token, worth in expected.items()}
     assert found.reward == 3.5 and found.verdict == 7.0
 
@@ -138,4 +145,4 @@ def test_off_it_changes_nothing() -> None:
 def test_a_sum_that_is_no_number_names_its_parts() -> None:
     given = scorer(constant(1e30), constant(1e30, 3.0, "other"))
     with pytest.raises(RunError, match=r"of row 0 .*add up to 4e\+30.*other.*function_coef"):
-        given.judge([rollout((0,))])
+        judge(given, rollout((0,)))

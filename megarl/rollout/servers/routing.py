@@ -43,11 +43,6 @@ class Router:
             self._states[name].is_member = False
         self._homes = {key: home for key, home in self._homes.items() if home in names}
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Servers that are there, resting or not."""
-        return tuple(name for name, state in self._states.items() if state.is_member)
-
     def choose(self, key: Hashable, now: float, avoid: frozenset[str] = frozenset()) -> str | None:
         """A server for a sample of the prompt `key`; None where all are busy or rest.
 
@@ -93,10 +88,6 @@ class Router:
         """When the first resting server may be asked again; None where none rests."""
         resting = [s.rests_until for s in self._states.values() if s.is_member and s.rests_until]
         return min(resting, default=None)
-
-    def running(self) -> dict[str, int]:
-        """Samples at each server."""
-        return {name: s.running for name, s in self._states.items() if s.is_member}
 
     def forget_prompts(self) -> None:
         """New weights: no cache holds a prefix of any use."""
