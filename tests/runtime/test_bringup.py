@@ -97,6 +97,8 @@ def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
 @pytest.mark.parametrize("nodes", ["gpu[003-007,012],cpu1", "rack[0-1]n[0-3]", "a1,a2", "n[10]"])
 def test_scontrol_says_the_same(nodes: str) -> None:
     command = ["scontrol", "show", "hostnames", nodes]
+    if subprocess.run(["scontrol", "show", "hostnames", "n"], capture_output=True).returncode:
+        pytest.skip("scontrol finds no slurm.conf")
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert first_host(nodes) == shown.split()[0]
 
