@@ -10,13 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megarl.config.load import load_config
+    from megarl.experience.buffer import ExperienceBuffer
+    from megarl.experience.sample import Sample
     from megarl.observe.logger import Logger
+    from megarl.rollout.servers.server import RolloutServer
+    from megarl.rollout.servers.worker import RolloutWorker
     from megarl.trainer import PPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["Logger", "PPOTrainer", "__version__", "load_config"]
+__all__ = [
+    "ExperienceBuffer",
+    "Logger",
+    "PPOTrainer",
+    "RolloutServer",
+    "RolloutWorker",
+    "Sample",
+    "__version__",
+    "load_config",
+]
 
 _HOMES = {
+    "ExperienceBuffer": "megarl.experience.buffer",
+    "RolloutServer": "megarl.rollout.servers.server",
+    "RolloutWorker": "megarl.rollout.servers.worker",
+    "Sample": "megarl.experience.sample",
     "Logger": "megarl.observe.logger",
     "PPOTrainer": "megarl.trainer",
     "load_config": "megarl.config.load",

@@ -19,6 +19,7 @@ from megarl.types import RowTable
 
 if TYPE_CHECKING:
     from megarl.algorithms.advantages import Estimator
+    from megarl.experience.sample import Sample
     from megarl.train.learner import Learner
     from megarl.transfer.servers import Server
     from megarl.transfer.trainer import WeightTransfer
@@ -56,6 +57,26 @@ class PPOBatch:
     any case."""
     baselines: Sequence[float] | None = None
     """The reward of the prompt's greedy answer, one for each sample; remax compares with it."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> PPOBatch:
+        """Those of a `RolloutWorker` or a buffer, with their rewards, groups and log-probs.
+
+        ConfigError for samples with tokens that are not the model's own.
+        """
+        for row, sample in enumerate(samples):
+            if not bool(sample.learned.all()):
+                raise ConfigError(
+                    f"PPOBatch: sample {row} ({sample.sample_id}) has tokens that the model did "
+                    "not make, which this trainer would learn too"
+                )
+        return cls(
+            prompts=[sample.prompt_ids.tolist() for sample in samples],
+            responses=[sample.response_ids.tolist() for sample in samples],
+            rewards=[sample.reward for sample in samples],
+            groups=[sample.group for sample in samples],
+            logprobs=[sample.logprobs.tolist() for sample in samples],
+        )
 
 
 class PPOTrainer:
@@ -114,7 +135,7 @@ class PPOTrainer:
         self._config = config
         self._run = _build(config)
 
-    def update(self, batch: PPOBatch) -> dict[str, float]:
+    def update(self, batch: PPOBatch | Sequence[Sample]) -> dict[str, float]:
         """One PPO step on finished samples; returns the metrics of the training run's names.
 
         Raises ConfigError, naming the sample, for lists that do not have one length, a prompt or
@@ -124,6 +145,7 @@ class PPOTrainer:
         from megarl.algorithms.advantages import estimator
         from megarl.train.phases import compute_advantages, measure, update
 
+        batch = batch if isinstance(batch, PPOBatch) else PPOBatch.of(batch)
         check_batch(
             batch, self._run.shape.vocab_size, estimator(self._config.algorithm.adv_estimator)
         )

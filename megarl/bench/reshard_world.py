@@ -136,7 +136,7 @@ def _build(
 ) -> World:
     from megarl.mesh.role_mesh import GroupFactory, RoleMesh
     from megarl.models.engine import MegatronEngine
-    from megarl.train.build import Builder
+    from megarl.train.build_rollout import make_rollout
 
     if universe.rank == 0:
         (arguments.folder / "config.json").write_text(json.dumps(plan.actor.hf))
@@ -147,7 +147,7 @@ def _build(
     generator = torch.Generator().manual_seed(universe.rank)
     for parameter in actor.parameters().values():
         parameter.data.normal_(generator=generator)
-    rollout = Builder(config, plan, universe).rollout(None, plan.actor.path)
+    rollout = make_rollout(config, plan, universe, None, plan.actor.path)
     layout, ranks = plan.actor.layout, plan.actor.ranks
     own = native.plan(
         actor_placements(plan.actor.shape, layout, ranks),
@@ -159,8 +159,8 @@ def _build(
         universe,
         own,
         actor.parameters(),
-        dict(rollout.engine.begin_load()),
+        dict(rollout.resident.begin_load()),
         wire_dtype=dtype,
         buffer_bytes=arguments.buffer_megabytes << 20,
     )
-    return World(universe, plan, actor, rollout.engine, resharder, dtype)
+    return World(universe, plan, actor, rollout.resident, resharder, dtype)

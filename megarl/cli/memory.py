@@ -105,7 +105,8 @@ def describe_memory(config: Config, plan: RunPlan, command: str) -> list[str]:
     for name, role in found.items():
         sizes = (getattr(role.most, kind) for kind in kinds)
         rows.append([f"  {name}", *(f"{size / GB:.2f}" for size in sizes)])
-    rollout = rollout_bytes(config, plan) if command in ("train", "eval") else 0
+    generates = command in ("train", "eval") and bool(plan.rollout_ranks)
+    rollout = rollout_bytes(config, plan) if generates else 0
     if rollout:
         rows.append(["  rollout", f"{rollout / GB:.2f}", "", "", "and its cache"])
     lines = [
@@ -131,6 +132,8 @@ def describe_traffic(config: Config, plan: RunPlan, ranks_per_node: int) -> list
     def node_of(rank: int) -> int:
         return rank // ranks_per_node
 
+    if not plan.rollout_ranks:
+        return ["a weight sync goes to servers, whose place is not known here"]
     run = assign_shards(plan, node_of)
     sources = actor_placements(run.actor.shape, run.actor.layout, run.actor.ranks)
     needed = rollout_placements(run.actor.shape, run.replica, run.rollout_ranks)

@@ -17,6 +17,7 @@ def describe_plan(
     plan = assign_shards(plan, lambda rank: rank // ranks_per_node) if generates else plan
     head = _head(plan)
     head += [_rollout(config, plan)] if generates else []
+    generates = generates and bool(plan.rollout_ranks)
     head += [] if command == "eval" else [_step(config, command)]
     head += ["", *costs] if costs else []
     return "\n".join([*head, "", *_table(plan, ranks_per_node, generates), ""])
@@ -31,6 +32,10 @@ def _head(plan: RunPlan) -> list[str]:
 
 
 def _rollout(config: Config, plan: RunPlan) -> str:
+    if not plan.rollout_ranks:
+        launched = config.rollout.launch.replicas
+        what = f"{launched or len(config.rollout.servers) or 'some'} x {plan.replica.describe()}"
+        return f"  {'rollout':<10}{what:<14} vLLM servers outside of the ranks"
     replicas = len(plan.rollout_ranks) // plan.replica.size
     what, where = f"{replicas} x {plan.replica.describe()}", ranges(plan.rollout_ranks)
     return f"  {'rollout':<10}{what:<14} ranks {where}  {config.rollout.engine}"

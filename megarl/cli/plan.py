@@ -100,6 +100,11 @@ def _plan(parsed: argparse.Namespace, links: Mapping[str, float]) -> Found:
     check_names(config)
     check_numbers(config)
     planned = make_plan(config, read_models(config, "train"), wanted_world_size(config), "train")
+    if not planned.rollout_ranks:
+        raise ConfigError(
+            "rollout.engine is server: where servers stand is not known before they run; plan the "
+            "reshard with rollout.engine=vllm"
+        )
     if not 0 <= parsed.rank < planned.world_size:
         raise ConfigError(f"--rank {parsed.rank} is not in 0..{planned.world_size - 1}")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megarl.config.schema_servers import ClientConfig, LaunchConfig
+
 
 @dataclass
 class MeshConfig:
@@ -114,7 +116,17 @@ class RolloutConfig:
     """The rollout engine; names are vLLM's own."""
 
     engine: str = "vllm"
-    """vllm, transformers (slow, for machines without vLLM) or scripted (tests)."""
+    """vllm, in the run's own processes; server: vLLM servers, which the run starts or finds;
+    transformers (slow, for machines without vLLM) or scripted (tests)."""
+    servers: list[str] = field(default_factory=list)
+    """server: their addresses, http://host:port each."""
+    servers_file: str | None = None
+    """server: a file with an address per line, read before each weight sync: servers join and leave
+    while the run goes on."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """server: those that the run starts."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """server: how they are asked."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer's matrices; a pool holds as many replicas as fit."""
     pipeline_parallel_size: int = 1
@@ -143,7 +155,7 @@ class RolloutConfig:
     """On GPUs: vLLM gives its memory back (weights and cache) between a generation and the sync
     before the next."""
     engine_args: dict[str, Any] = field(default_factory=dict)
-    """Passed to vllm.LLM as they are."""
+    """Passed to vllm.LLM as they are, or to the servers that the run starts."""
 
 
 @dataclass

@@ -34,8 +34,9 @@ class RunPlan:
     reference: RolePlan | None
     reward: RolePlan | None
     rollout_ranks: tuple[int, ...]
+    """Ranks that hold replicas; () where servers outside of the run do."""
     replica: ReplicaLayout
-    """Each of the rollout's replicas."""
+    """Each of the rollout's replicas, or servers."""
 
     @property
     def roles(self) -> dict[str, RolePlan]:
@@ -52,4 +53,4 @@ class RunPlan:
     def pools(self) -> tuple[tuple[int, ...], ...]:
         """Distinct pools, by their first rank."""
         found = {role.ranks for role in self.roles.values()} | {self.rollout_ranks}
-        return tuple(sorted(found))
+        return tuple(sorted(found - {()}))

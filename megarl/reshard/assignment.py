@@ -22,8 +22,10 @@ def assign_shards(plan: RunPlan, node_of: Callable[[int], int]) -> RunPlan:
     Replicas span as few nodes as they can; among such choices most elements are in place; among
     equals tensor ranks are neighbours. node_of: universe rank -> node.
     """
-    sources = actor_placements(plan.actor.shape, plan.actor.layout, plan.actor.ranks)
     ranks = plan.rollout_ranks
+    if not ranks:  # servers' own
+        return plan
+    sources = actor_placements(plan.actor.shape, plan.actor.layout, plan.actor.ranks)
     choices = _in_fewest_nodes(plan.replica, ranks, node_of)
     if len(choices) == 1 or not set(ranks) & sources.keys():
         return replace(plan, replica=choices[0])

@@ -57,20 +57,18 @@ class Canary:
 
     def check(self, text: CanaryText, version: int) -> None:
         """Ask both engines, on all ranks together; VerificationError where they differ too much."""
-        ours, theirs = sequence_logprobs(self._actor, text.token_ids), None
+        ours, theirs = sequence_logprobs(self._actor, text.token_ids), list[list[float]]()
         if self._rollout.here:
             theirs = self._rollout.engine.prompt_logprobs(text.token_ids)
-        answers = self._control.gather((ours, theirs if self._rollout.is_lead else None))
+        answers = self._control.gather((ours, theirs if self._rollout.is_lead else []))
         reference = next(list(a) for a, _ in answers if a is not None)
-        for rank, (_, seen) in enumerate(answers):
-            for index, value in enumerate(seen or []):
-                if not abs(value - reference[index]) <= self._limit:
-                    raise VerificationError(
-                        f"weight sync {version}: vLLM on rank {rank} gives token {index + 1} "
-                        f"of the canary log-prob {value:.6f}, the actor {reference[index]:.6f}"
-                    )
-        after = [(reference, list(seen)) for _, seen in answers if seen is not None]
+        for rank, (_, replicas) in enumerate(answers):
+            for seen in replicas:
+                self._compare(seen, reference, f"weight sync {version}: vLLM on rank {rank}")
+        after = [(reference, list(seen)) for _, replicas in answers for seen in replicas]
         before = self._before or after
+        if len(before) != len(after):  # servers came or went: all said the same before
+            before = [before[0]] * len(after)
         self.report = CanaryReport(
             diff=max(_largest(*pair) for pair in after),
             actor_change=_largest(before[0][0], reference),
@@ -79,6 +77,14 @@ class Canary:
             ),
         )
         self._before = after
+
+    def _compare(self, seen: Sequence[float], reference: Sequence[float], who: str) -> None:
+        for index, (value, expected) in enumerate(zip(seen, reference, strict=True)):
+            if not abs(value - expected) <= self._limit:
+                raise VerificationError(
+                    f"{who} gives token {index + 1} of the canary log-prob {value:.6f}, the actor "
+                    f"{expected:.6f}"
+                )
 
 
 def _largest(one: Sequence[float], other: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from megarl.layout import ReplicaLayout
 from megarl.mesh.universe import Pool, Universe
-from megarl.rollout.engine import RolloutEngine, generate
+from megarl.rollout.engine import ResidentEngine, RolloutEngine, generate
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
 
@@ -36,6 +36,13 @@ class RolloutRole:
         return self._engine
 
     @property
+    def resident(self) -> ResidentEngine:
+        """The same, where its weights are in this process."""
+        engine = self.engine
+        assert isinstance(engine, ResidentEngine)
+        return engine
+
+    @property
     def num_replicas(self) -> int:
         """Copies of the model that generate side by side."""
         return len(self.pool.ranks) // self.replica.size
@@ -48,6 +55,10 @@ class RolloutRole:
     def lead_of(self, group: int) -> int:
         """Universe rank that answers for a group of samples; groups are dealt in turn."""
         return self.pool.ranks[self.replica.members(group % self.num_replicas)[0]]
+
+    def take_metrics(self) -> dict[str, float]:
+        """What this rank's engine counts, since it was asked last."""
+        return self.engine.take_metrics() if self.here else {}
 
     def sleep(self) -> None:
         """Nothing is generated before the next weight sync: engines may give their memory back."""

@@ -68,13 +68,13 @@ class WeightSync:
         """
         self._universe, self._control, self._settings = universe, control, settings
         self._actor, self._rollout = actor, rollout
-        live = dict(rollout.engine.begin_load()) if rollout.here else {}
+        live = dict(rollout.resident.begin_load()) if rollout.here else {}
         self.indirect = self._inspect(shape, live)
         """Tensors that only the engine's own loaders can place, and what those do."""
         self.plan: Plan = self._make_plan(shape)
         self.aliased = self._alias(shape, live) if settings.alias else frozenset[str]()
         """This rank's rollout parameters that are views of the actor's."""
-        live = dict(rollout.engine.begin_load()) if rollout.here else {}
+        live = dict(rollout.resident.begin_load()) if rollout.here else {}
         self._bound = self._live_actor(), live
         self._resharder = Resharder(
             universe,
@@ -93,7 +93,7 @@ class WeightSync:
 
     def run(self) -> SyncReport:
         """Bring the actor's weights to every rollout engine and prove that they arrived."""
-        engine = self._rollout.engine if self._rollout.here else None
+        engine = self._rollout.resident if self._rollout.here else None
         if engine:
             check_addresses("vLLM", self._bound[1], engine.begin_load())
         check_addresses("the actor", self._bound[0], self._live_actor())
@@ -150,7 +150,7 @@ class WeightSync:
         found, problem = dict[str, str](), None
         if self._rollout.here:
             index = self._rollout.pool.ranks.index(self._universe.rank)
-            recording = self._rollout.engine.record_loaders(hf_tensors(shape))
+            recording = self._rollout.resident.record_loaders(hf_tensors(shape))
             slice_ = self._rollout.replica.slice_of(index)
             try:
                 found = dict(
@@ -181,9 +181,9 @@ class WeightSync:
             held = self._sources(shape, padded_vocab=True)[rank]
             needed = rollout_placements(shape, rollout.replica, rollout.pool.ranks)[rank]
             views = views_for(held, needed, self._live_actor(), live, self.indirect)
-            taken = rollout.engine.alias(views)
+            taken = rollout.resident.alias(views)
         if any(self._control.gather(bool(taken))) and actor.here and rollout.here:
-            actor.engine.on_write.append(rollout.engine.mark_dirty)
+            actor.engine.on_write.append(rollout.resident.mark_dirty)
         return taken
 
     def _live_actor(self) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ class WeightSync:
             self._sources(shape, padded_vocab=False),
             self._rollout.pool.ranks,
             self._live_actor(),
-            self._rollout.engine.load_full if self._rollout.here else None,
+            self._rollout.resident.load_full if self._rollout.here else None,
             buffer_bytes=self._settings.buffer_bytes,
             buffers=self._resharder.buffers,
         )

@@ -3,15 +3,17 @@
 Who calls what: the rollout role owns one engine per rank. The ranks of a replica hold one model
 together; its lead admits requests and the others follow, so `submit` counts on the lead only,
 while `step` is collective over the replica: every rank calls it, the same number of times. Rollouts
-come out of `poll` on every rank of the replica. Weights are written in place into `parameters()`
-between two generations, and are used after `commit`, never half-written ones: `submit` raises
-while a write is open.
+come out of `poll` on every rank of the replica.
+
+A `ResidentEngine` has its weights in this process: they are written in place between two
+generations, and are used after `commit`, never half-written ones: `submit` raises while a write is
+open. The weights of vLLM servers go another way (`megarl.transfer`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,8 +52,38 @@ class RolloutEngine(Protocol):
         ...
 
     def abort(self, rows: Sequence[int] | None = None) -> None:
-        """Drop unfinished requests (all, or those rows; lead only); they never come out."""
+        """Drop requests (all, or those rows; lead only) that are unfinished; they never come out.
+
+        Servers drop finished ones that were not polled, too.
+        """
         ...
+
+    def sleep(self) -> None:
+        """Give memory back until the next weight sync, where the engine can and was told to.
+
+        Weights are forgotten. Raises RunError while requests are in flight.
+        """
+        ...
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
+        """Log-probability of each token after the first, temperature 1 (collective).
+
+        By replica: those that this rank answers for, which are several for servers.
+        """
+        ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What it counts for the step's metrics, since it was asked last; {} for most."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine; nothing may be called after."""
+        ...
+
+
+@runtime_checkable
+class ResidentEngine(RolloutEngine, Protocol):
+    """One that holds its weights, or a rank's part of them, in this process."""
 
     def begin_load(self) -> Mapping[str, Tensor]:
         """Open a weight write: the live parameters by vLLM's names, to be written in place.
@@ -86,24 +118,8 @@ class RolloutEngine(Protocol):
         """Load one full tensor by the engine's own loader, while a write is open."""
         ...
 
-    def sleep(self) -> None:
-        """Give memory back until the next write opens, where the engine can and was told to.
-
-        Weights are forgotten: only `begin_load` may follow. Raises RunError while requests are in
-        flight.
-        """
-        ...
-
     def commit(self, version: int) -> None:
         """Close the write: re-process what the engine packs, drop every cached prefix."""
-        ...
-
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability of each token after the first, temperature 1 (collective)."""
-        ...
-
-    def close(self) -> None:
-        """Free the engine; nothing may be called after."""
         ...
 
 

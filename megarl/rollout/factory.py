@@ -9,7 +9,7 @@ import torch
 
 from megarl.errors import ConfigError
 from megarl.layout import ModelShape, vllm_parameters
-from megarl.rollout.engine import RolloutEngine
+from megarl.rollout.engine import ResidentEngine
 from megarl.rollout.local import Decode
 from megarl.rollout.vllm_engine import VllmEngine, VllmSettings
 
@@ -18,7 +18,7 @@ ENGINES = ("vllm", "transformers", "scripted")
 
 def build_engine(
     name: str, settings: VllmSettings, shape: ModelShape, index: int, decode: Decode
-) -> RolloutEngine:
+) -> ResidentEngine:
     """The engine called `name` on rank number `index` of the rollout.
 
     `settings.engine_args` are the engine's own: vLLM's arguments, or {"script": file}. Raises

@@ -59,7 +59,7 @@ class LocalEngine(ABC):
         """The next token of each sample, with its log-prob after temperature."""
 
     @abstractmethod
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
         """See RolloutEngine."""
 
     def submit(
@@ -131,6 +131,10 @@ class LocalEngine(ABC):
         """See RolloutEngine."""
         self._writing = self._dirty = False
         self.weight_version = version
+
+    def take_metrics(self) -> dict[str, float]:
+        """See RolloutEngine."""
+        return {}
 
     def close(self) -> None:
         """See RolloutEngine."""

@@ -44,7 +44,7 @@ class ScriptedEngine(LocalEngine):
         """See LocalEngine."""
         return len(sample.response_ids) >= len(self._script(sample.request)[0])
 
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
         """Raises RunError: a script has no model."""
         raise RunError("rollout: a scripted engine has no log-probs; set weight_sync.canary=false")
 

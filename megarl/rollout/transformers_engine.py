@@ -62,11 +62,11 @@ class TransformersEngine(LocalEngine):
         ]
 
     @torch.no_grad()
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
         """See RolloutEngine."""
         tokens = torch.tensor([list(token_ids)], device=device())
         logprobs = self._model(tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        return logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist()
+        return [logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist()]
 
     def _bind(self, buffers: Mapping[str, Tensor]) -> None:
         """Make the model's parameters views of tensors in vLLM's layout.

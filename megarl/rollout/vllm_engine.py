@@ -187,7 +187,7 @@ class VllmEngine:
                 f"weight sync: vLLM's prefix cache still holds {cached} blocks of earlier weights"
             )
 
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
         """See RolloutEngine."""
         from vllm import SamplingParams
 
@@ -202,7 +202,11 @@ class VllmEngine:
         if pipeline.world_size > 1:
             last = pipeline.ranks[-1]
             dist.broadcast_object_list(box, src=last, group=pipeline.cpu_group)
-        return box[0]
+        return box
+
+    def take_metrics(self) -> dict[str, float]:
+        """See RolloutEngine."""
+        return {}
 
     def close(self) -> None:
         """See RolloutEngine; vLLM also destroys the default process group."""

@@ -83,8 +83,19 @@ SERVER_KEY = "MEGARL_SERVER_API_KEY"
 
 
 def server_api_key() -> str | None:
-    """The key of rollout servers, where there is one."""
-    return os.environ.get(SERVER_KEY) or None
+    """The key of rollout servers, where there is one: the trainer's name for it, or vLLM's."""
+    return os.environ.get(SERVER_KEY) or os.environ.get("VLLM_API_KEY") or None
+
+
+def child_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """For a program that is no rank of this run: without what launchers told this process."""
+    own = {*POOL_VARIABLES, "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in own and not name.startswith("TORCHELASTIC_")
+    }
+    return kept | dict(added)
 
 
 def processors_of_a_rank() -> int:

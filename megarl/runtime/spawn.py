@@ -34,6 +34,7 @@ TERM_GRACE_S = 2.0
 """Between SIGTERM and SIGKILL."""
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def is_checked() -> bool:
@@ -50,6 +51,12 @@ def die_with_parent() -> None:
     """End this process when its parent is gone, however that ended; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below that loses its own; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def num_cores() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,9 @@ from megarl.observe.records import keep_plan
 from megarl.rewards.load import configured_rewards, judge_name
 from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
-from megarl.roles.canary import CANARY_LIMIT, CanaryText
 from megarl.roles.critic import Critic
 from megarl.roles.reward_model import RewardModel
-from megarl.roles.rollout import RolloutRole
-from megarl.roles.weight_sync import SyncSettings, WeightSync
-from megarl.rollout.factory import build_engine
-from megarl.rollout.vllm_engine import VllmSettings
+from megarl.train.build_rollout import decoder, make_rollout, make_weight_sync
 from megarl.train.evaluate import EvaluationSpec
 from megarl.train.learner import Learner
 from megarl.train.run import Run
@@ -111,45 +106,6 @@ class Builder:
             decode=decoder(tokenizer),
         )
 
-    def rollout(self, tokenizer: Any, model_path: str) -> RolloutRole:
-        """The rollout role with this rank's engine."""
-        config, plan = self.config, self.plan
-        pool, engine = self.universe.pool_of(plan.rollout_ranks), None
-        if self.universe.pool == pool:
-            rollout = config.rollout
-
-            engine = build_engine(
-                rollout.engine,
-                VllmSettings(
-                    model=model_path,
-                    run_name=self.universe.launch.run_id,
-                    replica=plan.replica,
-                    dtype=rollout.dtype or config.actor.model.dtype,
-                    max_model_len=config.data.max_prompt_length + config.data.max_response_length,
-                    kv_cache_bytes=rollout.kv_cache_megabytes << 20,
-                    gpu_memory_utilization=rollout.gpu_memory_utilization,
-                    max_num_seqs=rollout.max_num_seqs,
-                    max_num_batched_tokens=rollout.max_num_batched_tokens,
-                    enforce_eager=rollout.enforce_eager,
-                    enable_sleep_mode=rollout.enable_sleep_mode,
-                    seed=config.run.seed,
-                    engine_args=dict(rollout.engine_args),
-                ),
-                plan.actor.shape,
-                pool.ranks.index(self.universe.rank),
-                decoder(tokenizer),
-            )
-        return RolloutRole(self.universe, pool, plan.replica, engine)
-
-
-def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Token ids of a response -> its text, as engines and rewards see it."""
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    return decode
-
 
 def weight_source(role: RolePlan, model: ModelConfig, seed: int, name: str) -> WeightSource:
     """Where a role's weights come from.
@@ -187,7 +143,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
             role.offload()
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     scorer = builder.scorer(control, tokenizer)
-    rollout = builder.rollout(tokenizer, plan.actor.path)
+    rollout = make_rollout(config, plan, universe, tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, data.train_path)
     actor, books = parts["actor"], open_books(config, universe, "train")
     sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
@@ -262,37 +218,6 @@ def learner_parts(builder: Builder, control: Control, per_step: int) -> dict[str
     }
 
 
-def make_weight_sync(
-    config: Config,
-    plan: RunPlan,
-    universe: Universe,
-    control: Control,
-    actor: Actor,
-    rollout: RolloutRole,
-    prompts: Sequence[Prompt],
-) -> WeightSync:
-    """The way from the actor to the rollout engines; the first prompts are the canary."""
-    wire = torch_dtype(config.rollout.dtype or config.actor.model.dtype)
-    computed = wire, torch_dtype(config.actor.model.dtype)
-    return WeightSync(
-        universe,
-        control,
-        plan.actor.shape,
-        actor,
-        rollout,
-        SyncSettings(
-            wire_dtype=wire,
-            buffer_bytes=config.weight_sync.buffer_megabytes << 20,
-            overlap=config.weight_sync.communication_overlap,
-            verify_interval=config.weight_sync.verify_interval,
-            strict=config.weight_sync.strict,
-            alias=config.weight_sync.alias,
-            canary=_canary(config, prompts),
-            canary_limit=max(CANARY_LIMIT[dtype] for dtype in computed),
-        ),
-    )
-
-
 def make_sampling(config: Config, plan: RunPlan, tokenizer: Any) -> SamplingSpec:
     """How training rollouts are sampled."""
     return SamplingSpec(
@@ -324,14 +249,6 @@ def read_prompts(config: Config, tokenizer: Any, path: str) -> Dataset[Prompt]:
     if not path:
         return Dataset((), 0)
     return configured_prompts(config.data, path, tokenizer)
-
-
-def _canary(config: Config, prompts: Sequence[Prompt]) -> CanaryText | None:
-    """At most 16 tokens of the first prompts, text that the models know; None below two."""
-    tokens = [token for prompt in prompts[:16] for token in prompt.token_ids]
-    longest = config.data.max_prompt_length + config.data.max_response_length - 1
-    tokens = tokens[: min(16, longest)]
-    return CanaryText(tuple(tokens)) if config.weight_sync.canary and len(tokens) > 1 else None
 
 
 def policy_settings(config: Config) -> PolicyLossSettings:

@@ -18,9 +18,9 @@ from megarl.train.build import (
     Builder,
     make_evaluation,
     make_sampling,
-    make_weight_sync,
     read_prompts,
 )
+from megarl.train.build_rollout import make_rollout, make_weight_sync
 from megarl.train.eval_records import evaluation_table, write_answers
 from megarl.train.evaluate import evaluate
 
@@ -32,7 +32,7 @@ def evaluate_model(config: Config, plan: RunPlan, universe: Universe, control: C
     tokenizer = AutoTokenizer.from_pretrained(plan.actor.path)
     actor = builder.role("actor", Actor, plan.actor, config.actor.model, None, 1)
     scorer = builder.scorer(control, tokenizer)
-    rollout = builder.rollout(tokenizer, plan.actor.path)
+    rollout = make_rollout(config, plan, universe, tokenizer, plan.actor.path)
     prompts = read_prompts(config, tokenizer, config.data.eval_path)[: config.data.eval_size]
     weight_sync = make_weight_sync(config, plan, universe, control, actor, rollout, prompts)
     control.enter("sync_weights")

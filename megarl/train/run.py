@@ -11,6 +11,7 @@ from typing import Any
 from megarl.data.order import PromptOrder
 from megarl.reshard.executor import SyncReport
 from megarl.roles.rollout import RolloutRole
+from megarl.roles.server_sync import ServerSync
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
 from megarl.train.eval_records import EvaluationRecord, record_of, write_answers
@@ -26,7 +27,7 @@ class Run(Learner):
     """A learner with its rollout engines, data and reward."""
 
     rollout: RolloutRole
-    weight_sync: WeightSync
+    weight_sync: WeightSync | ServerSync
     scorer: Scorer
     shaping: RewardShaping
     prompts: Sequence[Prompt]
@@ -82,6 +83,7 @@ class Run(Learner):
         """Log the step, show it, evaluate when due."""
         with self.verb("books"):
             metrics = metrics | self._sync_metrics() | self._memory_metrics()
+            metrics |= self.rollout.take_metrics()
         metrics |= self._timing_metrics(metrics)
         metrics["run/weight_version"] = float(self.weight_sync.version)
         self.step = step + 1

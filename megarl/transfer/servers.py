@@ -10,15 +10,17 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from megarl.errors import ConfigError, PeerError, RunError
 from megarl.layout import ReplicaLayout
+from megarl.rollout.servers.address import ServerAddress, parse_addresses
 
-PauseMode = Literal["abort", "wait"]
-"""What becomes of requests that run: they end early, or the update waits for them."""
+PauseMode = Literal["abort", "wait", "keep"]
+"""What becomes of requests that run: they end early, the update waits for them, or they go on with
+the new weights."""
 
 
 class Server(Protocol):
@@ -60,15 +62,36 @@ class Server(Protocol):
         ...
 
 
+def http_servers(
+    urls: Sequence[str | ServerAddress],
+    replica: ReplicaLayout | None = None,
+    *,
+    pause_mode: PauseMode = "wait",
+) -> list[HttpServer]:
+    """The servers at http://host:port, which messages call server 0, server 1, ...
+
+    Their API key comes from MEGARL_SERVER_API_KEY; an address that has one may be given as well.
+    ConfigError for addresses that cannot be used.
+    """
+    texts = [one for one in urls if isinstance(one, str)]
+    parsed = iter(parse_addresses(texts, "servers") if texts else [])
+    found = [next(parsed) if isinstance(one, str) else one for one in urls]
+    return [HttpServer(address, replica, pause_mode=pause_mode) for address in found]
+
+
 class HttpServer:
-    """A server at `url`, started with VLLM_SERVER_DEV_MODE=1 and the backend `megarl`."""
+    """A server that was started with VLLM_SERVER_DEV_MODE=1 and the backend `megarl`."""
 
     def __init__(
-        self, url: str, replica: ReplicaLayout | None = None, *, pause_mode: PauseMode = "wait"
+        self,
+        address: ServerAddress,
+        replica: ReplicaLayout | None = None,
+        *,
+        pause_mode: PauseMode = "wait",
     ) -> None:
         """replica: how the server was told to split the model; without it, not at all."""
-        self.name, self.replica = url.rstrip("/"), replica or ReplicaLayout()
-        self._pause_mode = pause_mode
+        self.name, self.replica = address.name, replica or ReplicaLayout()
+        self._address, self._pause_mode = address, pause_mode
         # Servers are peers of the trainer: a proxy of the environment is for the world outside.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -101,7 +124,10 @@ class HttpServer:
 
     def forget(self, timeout_s: float) -> None:
         """See Server."""
-        if not self._call("POST", "reset_prefix_cache", {}, timeout_s)["success"]:
+        # Requests that go on with the new weights compute their keys and values anew.
+        route = "reset_prefix_cache"
+        route += "?reset_running_requests=true" if self._pause_mode == "keep" else ""
+        if not self._call("POST", route, {}, timeout_s)["success"]:
             raise PeerError(f"{self.name} did not reset its prefix cache")
 
     def resume(self, timeout_s: float) -> None:
@@ -114,10 +140,10 @@ class HttpServer:
 
     def _call(self, method: str, route: str, body: Any, timeout_s: float) -> Any:
         request = urllib.request.Request(
-            f"{self.name}/{route}",
+            f"{self._address.url}/{route}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **self._address.headers},
         )
         try:
             with self._opener.open(request, timeout=timeout_s) as response:

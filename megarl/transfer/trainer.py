@@ -9,6 +9,7 @@ what it was, and the next sync begins with a new session.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -79,7 +80,6 @@ class WeightTransfer:
                 "two answers first: lower it, or raise run.timeout_s"
             )
         self._universe, self._actor = universe, actor
-        self._servers = tuple(servers) if universe.rank == 0 else ()
         self._timeout_s, self._host = timeout_s, host or universe.launch.master_addr
         self._spec = TransferSpec(
             shape=shape,
@@ -87,30 +87,41 @@ class WeightTransfer:
             actor_ranks=actor.pool.ranks,
             layernorm=layernorm_names(),
             trainers=universe.size,
-            servers=universe.all_gather(
-                tuple(ServerPlace(server.name, server.replica) for server in self._servers)
-            )[0],
+            servers=(),
             wire=str(wire_dtype).removeprefix("torch."),
             buffer_bytes=buffer_bytes,
             overlap=overlap,
             timeout_s=timeout_s,
         )
-        names = [place.name for place in self._spec.servers]
-        for place in self._spec.servers:
+        self._store: dist.TCPStore | None = None
+        self._session: Session | None = None
+        self._servers: tuple[Server, ...] = ()
+        self._attempt = 0
+        self.version = 0
+        """The weight version that all servers have; 0 before the first sync."""
+        self.set_servers(servers)
+
+    def set_servers(self, servers: Sequence[Server]) -> None:
+        """The servers that the next sync goes to; all ranks of the universe call it together.
+
+        Those of rank 0 count. Raises ConfigError without servers, and where two have one name.
+        """
+        self._end_session()
+        self._servers = tuple(servers) if self._universe.rank == 0 else ()
+        mine = tuple(ServerPlace(server.name, server.replica) for server in self._servers)
+        places = self._universe.all_gather(mine)[0]
+        for place in places:
             if place.replica != ReplicaLayout(*place.replica.sizes):
                 raise ConfigError(
                     f"weight transfer: {place.name}: a server's ranks are neighbours: leave the "
                     "strides of its ReplicaLayout out"
                 )
+        names = [place.name for place in places]
         if not names or len(set(names)) < len(names):
             raise ConfigError(
                 f"weight transfer: servers with names of their own are needed: {names}"
             )
-        self._store: dist.TCPStore | None = None
-        self._session: Session | None = None
-        self._attempt = 0
-        self.version = 0
-        """The weight version that all servers have; 0 before the first sync."""
+        self._spec = replace(self._spec, servers=places)
 
     def connect(self) -> None:
         """Make the group of trainer ranks and workers, and check that all plan alike.

@@ -50,7 +50,7 @@ def check_micro_batches(config: Config, purpose: str = "train") -> None:
 def check_replicas(config: Config, plan: RunPlan) -> None:
     """ConfigError where rollout replicas or data-parallel ranks would stand idle."""
     data, size = config.data, plan.replica.size
-    replicas = len(plan.rollout_ranks) // size
+    replicas = len(plan.rollout_ranks) // size  # 0 where servers take what they can
     if data.rollout_batch_size < replicas:
         raise ConfigError(
             f"data.rollout_batch_size {data.rollout_batch_size} (prompts) is less than the "

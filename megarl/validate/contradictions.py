@@ -33,6 +33,11 @@ def check_alias(config: Config, plan: RunPlan) -> None:
             f"weight_sync.alias is true, actor.model.dtype is {ours} and rollout.dtype {theirs}: "
             "weights of one type are no views of the other; set rollout.dtype=null, or alias=false"
         )
+    if not plan.rollout_ranks:
+        raise ConfigError(
+            "weight_sync.alias is true and rollout.engine is server: servers have weights of their "
+            "own; set it to false"
+        )
     if plan.rollout_ranks != plan.actor.ranks:
         raise ConfigError(
             f"weight_sync.alias is true, the actor is on ranks {list(plan.actor.ranks)} and the "

@@ -22,16 +22,17 @@ def make_plan(
 ) -> RunPlan:
     """The run's plan; ConfigError where ranks, meshes and models do not fit."""
     pools = pools_from_resources(config.resources if purpose == "train" else {}, world_size)
+    served = config.rollout.engine == "server"
     _check_idle(pools, models, config)
     roles = {role: _role_plan(role, model, pools.ranks[role]) for role, model in models.items()}
-    ranks, rollout = pools.ranks["rollout"], config.rollout
+    ranks, rollout = () if served else pools.ranks["rollout"], config.rollout
     replica = ReplicaLayout(
-        rollout.tensor_parallel_size,
+        rollout.launch.tensor_parallel_size or rollout.tensor_parallel_size,
         rollout.pipeline_parallel_size,
         rollout.enable_expert_parallel,
     )
     if purpose in ("train", "eval"):
-        _check_rollout(config, models["actor"].shape, len(ranks), replica)
+        _check_rollout(config, models["actor"].shape, len(ranks) or replica.size, replica)
     return RunPlan(
         world_size=world_size,
         actor=roles["actor"],

@@ -22,6 +22,7 @@ from megarl.validate.indexed import check_sample_length
 from megarl.validate.meshes import make_plan
 from megarl.validate.models import read_models
 from megarl.validate.rewards import check_rewards
+from megarl.validate.servers import check_servers, check_servers_here
 
 Purpose = Literal["train", "pretrain", "sft", "reward", "eval"]
 SUPERVISED = ("pretrain", "sft", "reward")
@@ -80,11 +81,13 @@ def validate(
         check_lengths(config, plan)
     if purpose not in SUPERVISED:
         check_engine(config)
+        check_servers(config)
     if machine:
         check_machine(config, plan, purpose)
     if files:
         if purpose not in SUPERVISED:
             check_script(config)
+            check_servers_here(config)
         check_run_folder(config)
         check_folders(config, plan, purpose)
         check_data(config, plan, purpose)

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("megarl.types", "megarl.errors", "megarl.plugins", "megarl.config"),
     PURE,
     ("megarl.native", "megarl.runtime", "megarl.observe"),
-    ("megarl.mesh",),
+    ("megarl.mesh", "megarl.experience"),
     (
         "megarl.models",
         "megarl.weights",

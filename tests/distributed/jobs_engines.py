@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from tiny_models import EOS, VOCAB_SIZE
@@ -14,8 +15,11 @@ from worker import Rank
 
 from megarl.errors import RunError
 from megarl.layout import ReplicaLayout, model_shape_from_hf, vllm_placement
-from megarl.rollout.engine import RolloutEngine, generate
+from megarl.rollout.engine import ResidentEngine, RolloutEngine, generate
 from megarl.rollout.factory import build_engine
+from megarl.rollout.servers.client import ClientOptions
+from megarl.rollout.servers.engine import ServerEngine
+from megarl.rollout.servers.pool import NamedServers
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.types import Prompt, Rollout, RolloutRequest, SamplingSpec
 from megarl.validate.models import read_hf_config
@@ -66,6 +70,14 @@ def start(rank: Rank, kind: str, path: str, script: str, replica: ReplicaLayout)
     rank.kept |= {"engine": engine, "shape": shape, "path": path, "version": 0, "replica": replica}
 
 
+def start_client(rank: Rank, urls: Sequence[str]) -> None:
+    """The engine of servers that run and have the folder's weights."""
+    decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
+    options = ClientOptions(timeout_s=60, patience_s=20, backoff_s=0.02)
+    engine = ServerEngine(NamedServers(list(urls)), options, decode)
+    rank.kept |= {"engine": engine, "version": 0, "urls": list(urls)}
+
+
 def refuses_work_before_the_first_commit(rank: Rank) -> None:
     """Nothing is generated with weights that never came."""
     assert "before the weight sync" in _refusal(_engine(rank), requests([0]), GREEDY)
@@ -73,7 +85,10 @@ def refuses_work_before_the_first_commit(rank: Rank) -> None:
 
 def load(rank: Rank) -> None:
     """Write the folder's weights in place and commit; `submit` is refused in between."""
-    engine, shape = _engine(rank), rank.kept["shape"]
+    if "urls" in rank.kept:
+        _load_servers(rank)
+        return
+    engine, shape = resident(rank), rank.kept["shape"]
     source, live = SafetensorsFolder(rank.kept["path"]), engine.begin_load()
     slice_ = rank.kept["replica"].slice_of(rank.rank)
     for piece in vllm_placement(shape, slice_, padded_vocab=False):
@@ -83,6 +98,22 @@ def load(rank: Rank) -> None:
     rank.kept["version"] += 1
     engine.commit(rank.kept["version"])
     assert engine.weight_version == rank.kept["version"]
+
+
+def _load_servers(rank: Rank) -> None:
+    """They have the folder's weights from their start; here they are given a version."""
+    engine: Any = _engine(rank)
+    rank.kept["version"] += 1
+    for url in rank.kept["urls"]:
+        body = json.dumps({"new_version": str(rank.kept["version"])}).encode()
+        headers = {"Content-Type": "application/json"}
+        urlopen(Request(f"{url}/update_weight_version", body, headers), timeout=30).close()
+    engine.weights_are(rank.kept["version"], engine.source.known())
+
+
+def close_engine(rank: Rank) -> None:
+    """See RolloutEngine."""
+    _engine(rank).close()
 
 
 def answers(rank: Rank, sampling: SamplingSpec) -> list[Rollout]:
@@ -164,7 +195,7 @@ def more_can_be_submitted_on_the_way(rank: Rank) -> None:
 
 def dirty_weights_are_not_generated_with(rank: Rank) -> None:
     """From the word that they change until the next commit; not under running requests."""
-    engine = _engine(rank)
+    engine = resident(rank)
     before = generate(engine, [(requests([3, 6]), GREEDY)])
     engine.mark_dirty()
     try:
@@ -190,7 +221,7 @@ def dirty_weights_are_not_generated_with(rank: Rank) -> None:
 
 def weights_wait_for_requests(rank: Rank) -> None:
     """A write cannot open under running requests."""
-    engine = _engine(rank)
+    engine = resident(rank)
     engine.submit(requests([3]), GREEDY)
     engine.step()
     try:
@@ -225,9 +256,16 @@ def stops_at_max_model_len(rank: Rank) -> None:
     assert len(one.response_ids) <= 4 and one.finish_reason == "length"
 
 
-def prompt_logprobs(rank: Rank, tokens: Sequence[int]) -> list[float]:
+def prompt_logprobs(rank: Rank, tokens: Sequence[int]) -> list[list[float]]:
     """See RolloutEngine."""
     return _engine(rank).prompt_logprobs(tokens)
+
+
+def resident(rank: Rank) -> ResidentEngine:
+    """The engine, where it has its weights in this process."""
+    engine = _engine(rank)
+    assert isinstance(engine, ResidentEngine)
+    return engine
 
 
 def _engine(rank: Rank) -> RolloutEngine:

@@ -27,7 +27,7 @@ from megarl.reshard.executor import SyncReport
 from megarl.roles.canary import CANARY_LIMIT, CanaryReport, CanaryText
 from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout import engine as rollout_engine
-from megarl.train.build import Builder
+from megarl.train.build_rollout import make_rollout
 from megarl.types import Prompt, RolloutRequest, SamplingSpec
 
 BUFFER_BYTES = 1 << 16
@@ -103,9 +103,8 @@ def build(rank: Rank, path: str, case: SyncCase) -> None:
         rollout_tp=case.rollout_tp,
         rollout_ranks=case.rollout_ranks,
     )
-    rollout = Builder(config, plan, rank.universe).rollout(
-        AutoTokenizer.from_pretrained(path), path
-    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    rollout = make_rollout(config, plan, rank.universe, tokenizer, path)
     if rollout.here:
         rank.kept["engine"] = rollout.engine
         if case.odd_loader:

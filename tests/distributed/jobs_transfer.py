@@ -25,6 +25,7 @@ from megarl.reshard import executor
 from megarl.reshard.executor import SyncReport
 from megarl.reshard.regions import RegionSet
 from megarl.roles.export import export_hf
+from megarl.rollout.servers.address import parse_addresses
 from megarl.runtime.environment import set_variables
 from megarl.transfer.servers import HttpServer, OfflineServer
 from megarl.transfer.spec import TransferSpec
@@ -67,7 +68,10 @@ def make_transfer(
     The buffers are small, so that a sync takes many rounds.
     """
     actor = rank.kept["stage"].actor
-    servers: list[Any] = [HttpServer(place.url, place.replica) for place in places]
+    addresses = parse_addresses([place.url for place in places]) if places else []
+    servers: list[Any] = [
+        HttpServer(address, place.replica) for address, place in zip(addresses, places, strict=True)
+    ]
     rank.kept["transfer"] = WeightTransfer(
         rank.universe,
         actor.engine.shape,

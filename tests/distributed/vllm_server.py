@@ -121,7 +121,12 @@ class VllmServer:
 
 
 def arguments(
-    model: str, port: int, replica: ReplicaLayout, backend: str, load_format: str
+    model: str,
+    port: int,
+    replica: ReplicaLayout,
+    backend: str,
+    load_format: str,
+    max_model_len: int = 128,
 ) -> list[str]:
     """What a server is told; backend "": it takes no weights."""
     options = {
@@ -131,7 +136,7 @@ def arguments(
         "--load-format": load_format,
         "--dtype": "float32",
         "--tensor-parallel-size": replica.tp,
-        "--max-model-len": 128,
+        "--max-model-len": max_model_len,
         "--max-num-seqs": 8,
         "--block-size": 32,
         "--kv-cache-memory-bytes": 16 << 20,
@@ -139,7 +144,11 @@ def arguments(
     }
     if backend:
         options["--weight-transfer-config"] = json.dumps({"backend": backend})
-    flags = ["--enforce-eager", *["--enable-expert-parallel"] * replica.expert_parallel]
+    flags = [
+        "--enforce-eager",
+        "--enable-scale-out",
+        *["--enable-expert-parallel"] * replica.expert_parallel,
+    ]
     return [*flags, *(str(part) for pair in options.items() for part in pair)]
 
 
@@ -165,11 +174,12 @@ class Servers:
         replica: ReplicaLayout = ONE,
         backend: str = "megarl",
         load_format: str = "dummy",
+        max_model_len: int = 128,
     ) -> VllmServer:
         """A server, with random weights or the folder's ("auto"); see `wait_until_ready`."""
         port = port or free_port()
         log = self._folder / f"server{len(self._started)}.log"
-        told = arguments(model, port, replica, backend, load_format)
+        told = arguments(model, port, replica, backend, load_format, max_model_len)
         pid = self._cluster.fork_script(log, ENV, str(HERE / "serve_forked.py"), *told)
         self._started.append(VllmServer(f"http://127.0.0.1:{port}", pid, log))
         return self._started[-1]

@@ -32,17 +32,18 @@ def test_refusals(cluster: Cluster, tiny: TinyModels, servers: Servers) -> None:
             server.wait_until_ready()
         nobody = f"http://127.0.0.1:{free_port()}"
         cases = {
-            Place(nobody): (nobody, "no answer"),
-            Place(without.url): (without.url, "Weight transfer not configured"),
-            Place(other.url, ReplicaLayout(2)): (other.url, "has 1 workers", "t2", "ReplicaLayout"),
-            Place(other.url): (other.url, "model is not what the layout tables say"),
+            Place(nobody): ("no answer",),
+            Place(without.url): ("Weight transfer not configured",),
+            Place(other.url, ReplicaLayout(2)): ("has 1 workers", "t2", "ReplicaLayout"),
+            Place(other.url): ("model is not what the layout tables say",),
         }
         for place, parts in cases.items():
             world.run(jobs.make_transfer, [place])
             errors = world.run(jobs.failing_sync, 1)
             assert errors[0] == errors[1] and errors[0][1] == 0
-            for part in (*parts, "version is still 0"):
+            for part in (*parts, "server 0", "version is still 0"):
                 assert part in errors[0][0], errors[0][0]
+            assert place.url not in errors[0][0]
         for servers_named in ([], [Place(nobody), Place(nobody)]):
             errors = world.run(jobs.refused_transfer, servers_named)
             assert errors[0] == errors[1] and "names of their own are needed" in errors[0]

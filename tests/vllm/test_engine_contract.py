@@ -1,5 +1,5 @@
-"""One contract for all rollout engines: vLLM on one rank, on two and in two stages, transformers,
-scripted.
+"""One contract for all rollout engines: vLLM on one rank, on two and in two stages, vLLM servers,
+transformers, scripted.
 
 Proven: the clauses of `RolloutEngine`, each by a job of the same name; vLLM and transformers agree
 about greedy answers, and both about log-probs with a plain forward pass (1e-4, fp32). Not shown:
@@ -17,6 +17,7 @@ import pytest
 import torch
 from cluster import Cluster, World
 from tiny_models import VOCAB_SIZE, TinyModels
+from vllm_server import Servers, VllmServer
 
 from megarl.layout import ReplicaLayout
 from megarl.types import Rollout, SamplingSpec
@@ -27,10 +28,13 @@ ENGINES = {
     "vllm-tp1": ONE,
     "vllm-tp2": ReplicaLayout(2),
     "vllm-pp2": ReplicaLayout(1, pp=2),
+    "servers": ONE,
     "transformers": ONE,
     "scripted": ONE,
 }
-WITH_MODEL = ("vllm-tp1", "vllm-tp2", "vllm-pp2", "transformers")
+WITH_MODEL = ("vllm-tp1", "vllm-tp2", "vllm-pp2", "servers", "transformers")
+RESIDENT = (jobs.weights_wait_for_requests, jobs.dirty_weights_are_not_generated_with)
+"""Clauses of engines that have their weights in this process."""
 FAMILY = "qwen3"
 
 
@@ -42,6 +46,7 @@ def engine(
     request: pytest.FixtureRequest,
     cluster: Cluster,
     tiny: TinyModels,
+    servers: Servers,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, World]]:
     """A loaded engine; the clause about the time before is checked on the way."""
@@ -50,10 +55,24 @@ def engine(
     name = request.param
     replica = ENGINES[name]
     with cluster.world(range(replica.size)) as world:
-        world.run(jobs.start, name.split("-")[0], tiny(FAMILY), str(script), replica)
+        if name == "servers":
+            started = [_server(servers, tiny(FAMILY)) for _ in range(2)]
+            for server in started:
+                server.wait_until_ready()
+            world.run(jobs.start_client, [server.url for server in started])
+        else:
+            world.run(jobs.start, name.split("-")[0], tiny(FAMILY), str(script), replica)
         world.run(jobs.refuses_work_before_the_first_commit)
         world.run(jobs.load)
         yield name, world
+        if name == "servers":
+            world.run(jobs.close_engine)
+            for server in started:
+                server.end()
+
+
+def _server(servers: Servers, path: str) -> VllmServer:
+    return servers.start(path, backend="", load_format="auto", max_model_len=jobs.MAX_MODEL_LEN)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +92,10 @@ def engine(
     ids=lambda clause: clause.__name__,
 )
 def test_clause(clause: Callable[..., None], engine: tuple[str, World]) -> None:
-    engine[1].run(clause)
+    name, world = engine
+    if name == "servers" and clause in RESIDENT:
+        pytest.skip("servers have their weights themselves")
+    world.run(clause)
 
 
 @pytest.mark.parametrize("sampling", [jobs.GREEDY, jobs.SAMPLED], ids=["greedy", "sampled"])
@@ -106,8 +128,9 @@ def test_prompt_logprobs(engine: tuple[str, World], tiny: TinyModels) -> None:
     with torch.no_grad():
         logprobs = _oracle(tiny(FAMILY))(tokens[None]).logits[0, :-1].log_softmax(-1)
     expected = logprobs[torch.arange(23), tokens[1:]]
-    for found in world.run(jobs.prompt_logprobs, tokens.tolist()):
-        assert (torch.tensor(found) - expected).abs().max() < 1e-4
+    for replicas in world.run(jobs.prompt_logprobs, tokens.tolist()):
+        assert len(replicas) == (2 if name == "servers" else 1)
+        assert all((torch.tensor(one) - expected).abs().max() < 1e-4 for one in replicas)
 
 
 def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,7 +25,16 @@ from typing import Any
 import aiohttp
 
 from megarl.rollout.servers.address import ServerAddress
-from megarl.rollout.servers.messages import ROUTE, BadAnswer, ServerAnswer, read_answer
+from megarl.rollout.servers.messages import (
+    ROUTE,
+    BadAnswer,
+    OtherWeights,
+    ServerAnswer,
+    check_versions,
+    prompt_body,
+    read_answer,
+    read_prompt_logprobs,
+)
 from megarl.rollout.servers.routing import Router
 
 WATCH_S = 0.25
@@ -64,8 +73,10 @@ class ClientStats:
     hedges: int = 0
     surplus: int = 0
     """Answers to samples that had one already: dropped."""
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
     """By server."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """By server, those that were dropped included."""
 
 
 class Refused(Exception):
@@ -106,6 +117,9 @@ class RolloutClient:
         self, servers: Sequence[ServerAddress], options: ClientOptions, on_done: Done
     ) -> None:
         self.stats = ClientStats()
+        self.versions: range | None = None
+        """Weights that may have made an answer; a server with others is left alone until
+        `set_servers`. None: any."""
         self._options, self._on_done = options, on_done
         self._router = Router(options.max_in_flight)
         self._servers: dict[str, ServerAddress] = {}
@@ -182,6 +196,20 @@ class RolloutClient:
         """The servers' caches are empty."""
         self._router.forget_prompts()
 
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
+        """What every server says of a text; raises for one that does not answer."""
+        assert self._session is not None
+        session, members = self._session, self._router.members()
+
+        async def ask(address: ServerAddress) -> list[float]:
+            url, body = f"{address.url}/{ROUTE}", prompt_body(token_ids)
+            async with session.post(url, json=body, headers=address.headers) as response:
+                if response.status != 200:
+                    await self._refuse(response)
+                return read_prompt_logprobs(await response.json(), token_ids)
+
+        return list(await asyncio.gather(*(ask(self._servers[name]) for name in members)))
+
     def _pump(self) -> None:
         """Hand out what waits, as far as servers are free."""
         now = time.monotonic()
@@ -230,6 +258,9 @@ class RolloutClient:
             self._finish(job, error)
         except Unreachable as error:
             self._failed(job, server, str(error), counts=False)
+        except OtherWeights as error:
+            self._router.expel(server)
+            self._failed(job, server, str(error), counts=False)
         except (aiohttp.ClientError, TimeoutError, BadAnswer, OSError) as error:
             cause = str(error) if isinstance(error, BadAnswer) else type(error).__name__
             self._failed(job, server, cause, counts=True)
@@ -238,6 +269,7 @@ class RolloutClient:
         else:
             self._heard = time.monotonic()
             self._router.answered(server)
+            self.stats.answers[server] += 1
             self._durations.append(self._heard - began)
             self._finish(job, answer)
 
@@ -255,9 +287,12 @@ class RolloutClient:
             if response.status >= 400:
                 await self._refuse(response)
             try:
-                return read_answer(json.loads(await response.read()), job.max_tokens)
+                answer = read_answer(json.loads(await response.read()), job.max_tokens)
             except json.JSONDecodeError:
                 raise BadAnswer("its answer is no JSON") from None
+        if self.versions is not None:
+            check_versions(answer, self.versions)
+        return answer
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
         """Raise for an answer of status 400 or more."""
@@ -269,7 +304,7 @@ class RolloutClient:
 
     def _failed(self, job: Job, server: str, cause: str, *, counts: bool) -> None:
         self._router.failed(server, time.monotonic())
-        self.stats.failures[server] = self.stats.failures.get(server, 0) + 1
+        self.stats.failures[server] += 1
         job.causes.append(f"{server}: {cause}")
         job.tried.add(server)
         job.attempts += counts

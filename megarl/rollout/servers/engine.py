@@ -1,4 +1,4 @@
-"""Servers as a `RolloutEngine`: what the rollout role of a rank asks, answered over HTTP.
+"""Servers as a `RolloutEngine`: what the rollout role asks, answered over HTTP.
 
 The client's event loop runs in a thread of its own. Weights go another way (`megarl.transfer`); the
 engine is told of them by `weights_are`.
@@ -6,22 +6,25 @@ engine is told of them by `weights_are`.
 
 from __future__ import annotations
 
-import asyncio
 import queue
-import threading
+import time
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
+from typing import cast
 
 from megarl.errors import RunError
 from megarl.rollout.engine import NOT_COMMITTED
 from megarl.rollout.local import Decode
 from megarl.rollout.servers.address import ServerAddress
-from megarl.rollout.servers.client import ClientOptions, Job, Refused, RolloutClient
+from megarl.rollout.servers.client import ClientOptions, ClientStats, Job, Refused, RolloutClient
 from megarl.rollout.servers.messages import ServerAnswer, generate_body
+from megarl.rollout.servers.pool import ServerSource
+from megarl.rollout.servers.thread import ClientThread
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
 
-Result = tuple[int, ServerAnswer | Exception]
-"""(row, what came of it)."""
+Name = tuple[str, int, int]
+"""Of a sample on its way: (this engine, batch, row); no other run gives it to the same servers."""
 
 
 class ServerEngine:
@@ -30,25 +33,18 @@ class ServerEngine:
     Raises RunError where a sample is refused, or nobody answers.
     """
 
-    def __init__(
-        self, servers: Sequence[ServerAddress], options: ClientOptions, decode: Decode
-    ) -> None:
+    def __init__(self, source: ServerSource, options: ClientOptions, decode: Decode) -> None:
+        """source: who knows the servers; they are asked after `weights_are` has named them."""
+        self.source = source
         self.weight_version = -1
         self._decode = decode
-        self._requests: dict[int, RolloutRequest] = {}
-        self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._requests: dict[int, tuple[Name, RolloutRequest]] = {}
+        self._results: queue.SimpleQueue[tuple[Hashable, ServerAnswer | Exception]]
+        self._results = queue.SimpleQueue()
         self._finished: list[Rollout] = []
-        # Names that no other run or batch gives to the same servers.
         self._prefix, self._batch = uuid.uuid4().hex[:12], 0
-        self._loop = asyncio.new_event_loop()
-        self._closing = asyncio.Event()
-        self._client: RolloutClient | None = None
-        started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(servers, options, started), name="megarl-client", daemon=True
-        )
-        self._thread.start()
-        started.wait()
+        self._noted, self._noted_at = ClientStats(), time.monotonic()
+        self._thread = ClientThread(options, lambda *result: self._results.put(result))
 
     def submit(
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
@@ -61,8 +57,8 @@ class ServerEngine:
         for request in requests:
             if request.row in self._requests:
                 raise RunError(f"rollout: sample {request.row} was submitted twice")
-            self._requests[request.row] = request
             name = (self._prefix, self._batch, request.row)
+            self._requests[request.row] = name, request
             text = "-".join(map(str, name))
             jobs.append(
                 Job(
@@ -72,7 +68,7 @@ class ServerEngine:
                     max_tokens=sampling.max_response_length,
                 )
             )
-        self._call(lambda client: client.submit(jobs))
+        self._thread.call(lambda client: client.submit(jobs))
 
     def step(self) -> bool:
         """See RolloutEngine; waits until a sample is finished, where one is on its way."""
@@ -92,31 +88,56 @@ class ServerEngine:
 
     def abort(self, rows: Sequence[int] | None = None) -> None:
         """See RolloutEngine."""
-        dropped = set(self._requests if rows is None else rows)
-        self._call(lambda client: client.abort([n for n in client.names() if _row(n) in dropped]))
-        for row in dropped:
-            self._requests.pop(row, None)
+        waiting = {rollout.request.row for rollout in self._finished}
+        dropped = (set(self._requests) | waiting) if rows is None else set(rows)
+        self._finished = [one for one in self._finished if one.request.row not in dropped]
+        names = [self._requests.pop(row)[0] for row in dropped if row in self._requests]
+        self._thread.call(lambda client: client.abort(names))
 
-    def weights_are(self, version: int) -> None:
-        """All servers have the weights of this version, and none of an earlier one's cache."""
+    def sleep(self) -> None:
+        """See RolloutEngine: servers keep what they have."""
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[list[float]]:
+        """See RolloutEngine: of every server."""
+        return self._thread.begin(lambda client: client.prompt_logprobs(token_ids)).result()
+
+    def weights_are(self, version: int, servers: Sequence[ServerAddress]) -> None:
+        """These servers have the weights of this version, and nobody else is asked."""
         self.weight_version = version
-        self._call(lambda client: client.forget_prompts())
 
-    def set_servers(self, servers: Sequence[ServerAddress]) -> None:
-        """The servers that there are now."""
-        self._call(lambda client: client.set_servers(servers))
+        def tell(client: RolloutClient) -> None:
+            client.versions = range(version, version + 1)
+            client.set_servers(servers)
+            client.forget_prompts()
+
+        self._thread.call(tell)
+
+    def take_metrics(self) -> dict[str, float]:
+        """What the client did since they were taken last."""
+        now, before = time.monotonic(), self._noted
+        stats = self._thread.call(lambda client: deepcopy(client.stats))
+        seconds = max(now - self._noted_at, 1e-9)
+        self._noted, self._noted_at = stats, now
+        return {
+            "rollout/servers": float(len(stats.answers - before.answers)),
+            "rollout/requests_per_s": (stats.answered - before.answered) / seconds,
+            "rollout/retries": float(stats.retries - before.retries),
+            "rollout/hedges": float(stats.hedges - before.hedges),
+            "rollout/surplus_answers": float(stats.surplus - before.surplus),
+        }
 
     def close(self) -> None:
-        """Drop what is on its way, and end the thread."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join()
+        """Drop what is on its way, and end the thread; servers that the run started end."""
+        self._thread.close()
+        self.source.close()
 
-    def _take(self, result: Result) -> None:
-        row, answer = result
-        request = self._requests.pop(row, None)
-        if request is None:  # aborted while its answer came
+    def _take(self, result: tuple[Hashable, ServerAnswer | Exception]) -> None:
+        name, answer = result
+        row = cast(Name, name)[-1]
+        known, request = self._requests.get(row, (None, None))
+        if known != name or request is None:  # aborted while its answer came
             return
+        del self._requests[row]
         if not isinstance(answer, ServerAnswer):
             self.abort()
             what = "a server refuses" if isinstance(answer, Refused) else "no server answered"
@@ -131,48 +152,6 @@ class ServerEngine:
                 logprobs=answer.logprobs,
                 text=self._decode(answer.token_ids),
                 finish_reason=answer.finish_reason,
-                weight_version=self._version(answer, row),
+                weight_version=min(int(name) for name, _ in answer.versions),
             )
         )
-
-    def _version(self, answer: ServerAnswer, row: int) -> int:
-        """The oldest weights that made a token of the sample."""
-        try:
-            return min((int(name) for name, _ in answer.versions), default=self.weight_version)
-        except ValueError:
-            names = ", ".join(version for version, _ in answer.versions)
-            raise RunError(
-                f"rollout: sample {row} was made by weights that no sync delivered ({names}): a "
-                "server was started anew, or takes its weights from somebody else"
-            ) from None
-
-    def _run(
-        self, servers: Sequence[ServerAddress], options: ClientOptions, started: threading.Event
-    ) -> None:
-        asyncio.set_event_loop(self._loop)
-
-        def done(name: Hashable, result: ServerAnswer | Exception) -> None:
-            self._results.put((_row(name), result))
-
-        async def main() -> None:
-            async with RolloutClient(servers, options, done) as self._client:
-                started.set()
-                await self._closing.wait()
-
-        self._loop.run_until_complete(main())
-        self._loop.close()
-
-    def _call(self, work: Callable[[RolloutClient], object]) -> None:
-        """Do something in the client's thread, and wait for it."""
-
-        async def call() -> None:
-            assert self._client is not None
-            work(self._client)
-
-        asyncio.run_coroutine_threadsafe(call(), self._loop).result()
-
-
-def _row(name: Hashable) -> int:
-    """The row of the sample that goes by this name."""
-    assert isinstance(name, tuple)
-    return int(name[-1])

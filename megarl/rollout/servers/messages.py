@@ -33,6 +33,10 @@ class BadAnswer(ValueError):
     """What came is not what a server answers; the message says what is wrong with it."""
 
 
+class OtherWeights(BadAnswer):
+    """A good answer, by weights that no sync delivered."""
+
+
 def generate_body(
     request: RolloutRequest, sampling: SamplingSpec, request_id: str
 ) -> dict[str, Any]:
@@ -53,6 +57,31 @@ def generate_body(
         "token_ids": list(request.prompt.token_ids),
         "sampling_params": params,
     }
+
+
+def prompt_body(token_ids: Sequence[int]) -> dict[str, Any]:
+    """The JSON of a request for a text's own log-probs; it samples one token, which is not read."""
+    params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+    return {"token_ids": list(token_ids), "sampling_params": params}
+
+
+def read_prompt_logprobs(body: Any, token_ids: Sequence[int]) -> list[float]:
+    """Log-prob of each token after the first; BadAnswer for anything else."""
+    try:
+        rows = zip(token_ids[1:], body["prompt_logprobs"][1:], strict=True)
+        return [float(row[str(token)]["logprob"]) for token, row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"{type(error).__name__} ({error}) in its answer") from None
+
+
+def check_versions(answer: ServerAnswer, delivered: range) -> None:
+    """OtherWeights, unless every token was made by the weights of a sync of these."""
+    odd = [name for name, _ in answer.versions if name not in {str(one) for one in delivered}]
+    if odd or not answer.versions:
+        raise OtherWeights(
+            "its weights are not those of the last sync: it was started anew, or takes them from "
+            "somebody else"
+        )
 
 
 def read_answer(body: Any, max_tokens: int) -> ServerAnswer:

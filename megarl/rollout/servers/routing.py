@@ -43,6 +43,15 @@ class Router:
             self._states[name].is_member = False
         self._homes = {key: home for key, home in self._homes.items() if home in names}
 
+    def members(self) -> list[str]:
+        """The servers that are there now."""
+        return [name for name, state in self._states.items() if state.is_member]
+
+    def expel(self, name: str) -> None:
+        """It is not asked again before it is made a member anew."""
+        self._states[name].is_member = False
+        self._homes = {key: home for key, home in self._homes.items() if home != name}
+
     def choose(self, key: Hashable, now: float, avoid: frozenset[str] = frozenset()) -> str | None:
         """A server for a sample of the prompt `key`; None where all are busy or rest.
 
