@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def _shown(value: Any) -> str:
 
 
 def _settings(owner: type[Any], values: Any, prefix: str) -> Iterator[Setting]:
-    docs, types = _field_docs()[owner.__name__], field_types(owner)
+    docs, types = _field_docs(owner.__module__)[owner.__name__], field_types(owner)
     for field in dataclasses.fields(owner):
         key = prefix + field.name
         default = getattr(values, field.name)
@@ -92,7 +93,7 @@ def _settings(owner: type[Any], values: Any, prefix: str) -> Iterator[Setting]:
 
 
 def _sections(owner: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
-    docs, types = _field_docs()[owner.__name__], field_types(owner)
+    docs, types = _field_docs(owner.__module__)[owner.__name__], field_types(owner)
     for field in dataclasses.fields(owner):
         part = dataclass_of(types[field.name])
         if part is not None:
@@ -101,10 +102,10 @@ def _sections(owner: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _field_docs() -> dict[str, dict[str, tuple[str, str]]]:
-    """Class -> field -> (annotation, string under it)."""
+def _field_docs(module: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """Of a module of the schema: class -> field -> (annotation, string under it)."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if not isinstance(node, ast.ClassDef):
             continue
         fields = found[node.name] = {}

@@ -10,7 +10,7 @@ from megarl import native
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.mesh.run_plan import RunPlan
-from megarl.rollout.vllm_arguments import SET_HERE, known_arguments
+from megarl.rollout.vllm_arguments import SET_FOR_SERVERS, SET_HERE, known_arguments
 from megarl.runtime.device import on_cuda
 
 CPU_HEAD_MULTIPLE = 32
@@ -25,8 +25,9 @@ def check_engine(config: Config) -> None:
             f"rollout.enable_sleep_mode is true and rollout.engine is {rollout.engine}: only vLLM "
             "on GPUs has a sleep mode; set it to false"
         )
-    for name in sorted(str(name) for name in rollout.engine_args if rollout.engine == "vllm"):
-        if name in SET_HERE:
+    taken = {"vllm": SET_HERE, "server": SET_FOR_SERVERS}.get(rollout.engine, frozenset())
+    for name in sorted(map(str, rollout.engine_args)):
+        if name in taken:
             raise ConfigError(
                 f"rollout.engine_args.{name}: MegaRL sets this argument of vLLM itself, from the "
                 "run's settings or as the weight sync needs it; leave it out"
@@ -107,25 +108,26 @@ def _check_layers(config: Config, plan: RunPlan, purpose: str) -> None:
 
 def _check_engine_here(config: Config, plan: RunPlan) -> None:
     rollout, head_dim = config.rollout, plan.actor.shape.head_dim
-    if rollout.engine != "vllm":
+    served = rollout.engine == "server"
+    if rollout.engine != "vllm" and not (served and rollout.launch.replicas):
         return
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "rollout.engine is vllm, which is not installed: `make venv` installs the pinned one; "
-            "or take rollout.engine=transformers, which is slow"
+            f"rollout.engine is {rollout.engine} and vLLM is not installed: `make venv` installs "
+            "the pinned one; or take rollout.engine=transformers, which is slow"
         )
     if not on_cuda() and head_dim % CPU_HEAD_MULTIPLE:
         raise ConfigError(
-            f"rollout.engine is vllm, whose attention takes head sizes that are multiples of "
-            f"{CPU_HEAD_MULTIPLE} where there is no CUDA, and the model has head_dim {head_dim}: "
-            "take another model, or rollout.engine=transformers"
+            f"rollout.engine is {rollout.engine}: vLLM's attention takes head sizes that are "
+            f"multiples of {CPU_HEAD_MULTIPLE} where there is no CUDA, and the model has head_dim "
+            f"{head_dim}: take another model, or rollout.engine=transformers"
         )
     if rollout.enable_sleep_mode and not on_cuda():
         raise ConfigError(
             "rollout.enable_sleep_mode is true and this machine computes on CPUs, where vLLM "
             "cannot sleep: set it to false"
         )
-    known = known_arguments() if rollout.engine_args else frozenset()
+    known = known_arguments(server=served) if rollout.engine_args else frozenset()
     for name in sorted({str(name) for name in rollout.engine_args} - known if known else ()):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""

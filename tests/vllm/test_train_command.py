@@ -1,11 +1,13 @@
 """`megarl train` from a config file to an exported model, on two processes of its own.
 
 Shown: a mixture of experts, dealt over the ranks on both sides, trains, syncs and is exported; a
-run whose rollout weights are views of the actor's gives the rollouts of one that copies them.
+run whose rollout weights are views of the actor's gives the rollouts of one that copies them; a run
+that starts its own servers gives the same rollouts again, and ends them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -87,3 +89,29 @@ def test_aliases_change_no_rollout(tiny: TinyModels, tmp_path: Path) -> None:
     assert shared["reshard/bytes_aliased"] == copied["reshard/bytes_local"] > 0
     assert shared["reward_mean"] == copied["reward_mean"]
     assert shared["train_rollout_logprob_abs_diff/max"] < 1e-4
+
+
+def test_servers_that_the_run_starts(tiny: TinyModels, tmp_path: Path) -> None:
+    found = {}
+    for engine in ("vllm", "server"):
+        folder = tmp_path / engine
+        folder.mkdir()
+        rollout = {"engine": engine, "kv_cache_megabytes": 16, "max_num_batched_tokens": 512}
+        rollout |= {"launch": {"replicas": 2}} if engine == "server" else {}
+        mesh = {"model": {"path": tiny("llama")}, "optimizer": {"lr": 3e-3}, "mesh": "t2"}
+        found[engine] = train(folder, tiny("llama"), actor=mesh, rollout=rollout)
+    for step in (1, 2):
+        own, served = found["vllm"][step], found["server"][step]
+        assert served["tokens/response"] == own["tokens/response"]
+        assert served["reward_mean"] == pytest.approx(own["reward_mean"], abs=1e-6)
+        assert served["actor/grad_norm"] == pytest.approx(own["actor/grad_norm"], rel=1e-4)
+        assert served["rollout/servers"] == 2
+    run = tmp_path / "server/run"
+    assert sorted(log.name for log in (run / "servers").iterdir()) == ["server0.log", "server1.log"]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            assert str(run / "servers") not in (process / "cmdline").read_text()
+    # Where servers are is told to nobody.
+    for file in run.rglob("*"):
+        if file.suffix in (".log", ".jsonl", ".txt") and "servers" not in file.parts:
+            assert "http://" not in file.read_text(), file
