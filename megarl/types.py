@@ -75,7 +75,14 @@ class Rollout:
     finish_reason: str
     """"stop" (ended by itself) or "length" (cut off)."""
     weight_version: int
-    """The sync that delivered the weights that made this sample."""
+    """The sync that delivered the weights that made this sample; the oldest, where several did."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """(version, response tokens that its weights made), in order; () where one made all."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The same, never empty."""
+        return self.versions or ((self.weight_version, len(self.response_ids)),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,13 @@ class RolloutConfig:
     """server: those that the run starts."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """server: how they are asked."""
+    max_staleness: int = 0
+    """server: syncs that may lie between the weights that made a sample and those that learn from
+    it. 0: generation and training take turns; 1: the next step's samples are made meanwhile; more:
+    further steps'."""
+    partial_rollout: bool = False
+    """With max_staleness: unfinished samples go on with new weights after a sync, which waits for
+    them otherwise."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer's matrices; a pool holds as many replicas as fit."""
     pipeline_parallel_size: int = 1

@@ -37,12 +37,14 @@ class PromptOrder:
     def next(self, count: int | None = None) -> list[int]:
         """The next batch, or `count` rows of the data set, in the order of the step."""
         count = self._batch_size if count is None else count
-        batch = []
-        for position in range(self._position, self._position + count):
-            epoch, index = divmod(position, self._num_prompts)
-            batch.append(self._permutation(epoch)[index])
+        batch = [self.at(place) for place in range(self._position, self._position + count)]
         self._position += count
         return batch
+
+    def at(self, place: int) -> int:
+        """The row of the data set at any place of the order, from 0 over all epochs."""
+        epoch, index = divmod(place, self._num_prompts)
+        return self._permutation(epoch)[index]
 
     def state_dict(self) -> dict[str, int]:
         """Where it stands, and what it stands in."""

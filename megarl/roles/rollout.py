@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from megarl.layout import ReplicaLayout
 from megarl.mesh.universe import Pool, Universe
 from megarl.rollout.engine import ResidentEngine, RolloutEngine, generate
 from megarl.types import Rollout, RolloutRequest, SamplingSpec
+
+if TYPE_CHECKING:
+    from megarl.rollout.servers.engine import ServerEngine
 
 
 class RolloutRole:
@@ -40,6 +44,15 @@ class RolloutRole:
         """The same, where its weights are in this process."""
         engine = self.engine
         assert isinstance(engine, ResidentEngine)
+        return engine
+
+    @property
+    def servers(self) -> ServerEngine:
+        """The same, where it asks servers."""
+        from megarl.rollout.servers.engine import ServerEngine
+
+        engine = self.engine
+        assert isinstance(engine, ServerEngine)
         return engine
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ from megarl.roles.actor import Actor
 from megarl.roles.canary import CANARY_LIMIT, Canary, CanaryText
 from megarl.roles.rollout import RolloutRole
 from megarl.rollout.servers.address import ServerAddress
-from megarl.rollout.servers.engine import ServerEngine
 from megarl.rollout.servers.health import those_that_answer
 from megarl.transfer.servers import HttpServer, PauseMode
 from megarl.transfer.trainer import WeightTransfer
@@ -51,6 +51,8 @@ class ServerSyncSettings:
     """How long there may be no server at all."""
     overlap: bool = True
     pause_mode: PauseMode = "wait"
+    max_staleness: int = 0
+    """Syncs that may lie between a sample's weights and the trainer's."""
     canary: CanaryText | None = None
     canary_limit: float = CANARY_LIMIT[torch.float32]
 
@@ -73,6 +75,8 @@ class ServerSync:
         self._transfer: WeightTransfer | None = None
         self._members: tuple[ServerAddress, ...] = ()
         """Those that the transfer knows; on the rollout's rank."""
+        # No other trainer gives its weights these names.
+        self._label, self._names = uuid.uuid4().hex[:8], dict[str, int]()
         self.version = 0
         """The actor's weight version that the servers have; 0 before the first sync."""
         self.canary = Canary(control, actor, rollout, settings.canary_limit)
@@ -84,9 +88,13 @@ class ServerSync:
         WeightTransfer.sync does, where three attempts have failed.
         """
         version = self._actor.weight_version
-        report = self._sync(version)
+        name = f"{self._label}.{version}"
+        report = self._sync(version, name)
+        # With partial rollouts a sample may be older than its trainer wants it: that is counted.
+        older = self._names if self._settings.max_staleness else {}
+        self._names = {**older, name: version}
         if self._rollout.here:
-            self._engine.weights_are(version, self._members)
+            self._rollout.servers.weights_are(version, self._members, self._names)
         self.version = version
         if self._settings.canary is not None:
             self.canary.check(self._settings.canary, version)
@@ -104,17 +112,11 @@ class ServerSync:
         """What is known of the way before the first sync, for people."""
         return f"to vLLM servers, each {self._settings.replica.describe()}; no plan before a sync\n"
 
-    @property
-    def _engine(self) -> ServerEngine:
-        engine = self._rollout.engine
-        assert isinstance(engine, ServerEngine)
-        return engine
-
-    def _sync(self, version: int) -> SyncReport:
+    def _sync(self, version: int, name: str) -> SyncReport:
         for attempt in range(1, ATTEMPTS + 1):
             transfer = self._meet()
             try:
-                return transfer.sync(version)
+                return transfer.sync(version, name)
             except PeerError as error:  # the same on all ranks
                 if attempt == ATTEMPTS:
                     raise
@@ -154,7 +156,10 @@ class ServerSync:
 
     def _well(self) -> tuple[ServerAddress, ...]:
         """The servers that answer; waits for one, where there is none."""
-        source, deadline = self._engine.source, time.monotonic() + self._settings.patience_s
+        source, deadline = (
+            self._rollout.servers.source,
+            time.monotonic() + self._settings.patience_s,
+        )
         while not (found := tuple(those_that_answer(known := source.known()))):
             if time.monotonic() > deadline:
                 raise RunError(

@@ -32,7 +32,7 @@ from megarl.roles.actor import Actor, PolicyLossSettings, PolicyRole
 from megarl.roles.batching import MicroBatchLimit
 from megarl.roles.critic import Critic
 from megarl.roles.reward_model import RewardModel
-from megarl.train.build_rollout import decoder, make_rollout, make_weight_sync
+from megarl.train.build_rollout import decoder, make_ahead, make_rollout, make_weight_sync
 from megarl.train.evaluate import EvaluationSpec
 from megarl.train.learner import Learner
 from megarl.train.run import Run
@@ -152,6 +152,7 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         counts = {"data/prompts": len(prompts), "data/prompts_dropped": prompts.dropped}
         books.logger.log(counts, 0)
     sampling = make_sampling(config, plan, tokenizer)
+    order = PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed)
     return Run(
         **parts,
         books=books,
@@ -161,7 +162,8 @@ def build_run(config: Config, plan: RunPlan, universe: Universe, control: Contro
         shaping=RewardShaping(config.reward, data.max_response_length),
         prompts=prompts,
         eval_prompts=read_prompts(config, tokenizer, data.eval_path)[: data.eval_size],
-        order=PromptOrder(len(prompts), data.rollout_batch_size, config.run.seed),
+        order=order,
+        ahead=make_ahead(config, rollout, prompts, order, sampling),
         sampling=sampling,
         evaluation=make_evaluation(config, sampling),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config.schema import Config
+from megarl.data.order import PromptOrder
 from megarl.layout import ReplicaLayout
 from megarl.mesh.control import Control
 from megarl.mesh.run_plan import RunPlan
@@ -19,7 +20,8 @@ from megarl.roles.server_sync import ServerSync, ServerSyncSettings
 from megarl.roles.weight_sync import SyncSettings, WeightSync
 from megarl.rollout.factory import build_engine
 from megarl.rollout.vllm_engine import VllmSettings
-from megarl.types import Prompt
+from megarl.train.ahead import Ahead, Pace
+from megarl.types import Prompt, SamplingSpec
 
 Decode = Callable[[Sequence[int]], str]
 CLIENT = 0
@@ -117,6 +119,28 @@ def _server_engine(
     )
 
 
+def make_ahead(
+    config: Config,
+    rollout: RolloutRole,
+    prompts: Sequence[Prompt],
+    order: PromptOrder,
+    sampling: SamplingSpec,
+) -> Ahead | None:
+    """What servers make for steps to come; None where nothing is."""
+    data, staleness = config.data, config.rollout.max_staleness
+    if not staleness:
+        return None
+    pace = Pace(
+        batch=data.rollout_batch_size,
+        num_samples=data.n_samples_per_prompt,
+        max_staleness=staleness,
+        steps=config.run.steps,
+        seed=config.run.seed,
+    )
+    lane = rollout.servers.lane() if rollout.here else None
+    return Ahead(pace, prompts, order, sampling, lane)
+
+
 def make_weight_sync(
     config: Config,
     plan: RunPlan,
@@ -141,6 +165,8 @@ def make_weight_sync(
                 timeout_s=universe.timeout.total_seconds() / 2,
                 patience_s=config.rollout.client.patience_s,
                 overlap=config.weight_sync.communication_overlap,
+                pause_mode="keep" if config.rollout.partial_rollout else "wait",
+                max_staleness=config.rollout.max_staleness,
                 canary=_canary(config, prompts),
                 canary_limit=canary_limit,
             ),

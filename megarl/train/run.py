@@ -14,6 +14,7 @@ from megarl.roles.rollout import RolloutRole
 from megarl.roles.server_sync import ServerSync
 from megarl.roles.weight_sync import WeightSync
 from megarl.runtime.device import peak_memory_bytes
+from megarl.train.ahead import Ahead, idle_metrics
 from megarl.train.eval_records import EvaluationRecord, record_of, write_answers
 from megarl.train.evaluate import EvaluationSpec, evaluate
 from megarl.train.learner import Learner
@@ -38,18 +39,25 @@ class Run(Learner):
     """How the held-out prompts are answered."""
     evaluations: dict[int, EvaluationRecord] = field(default_factory=dict)
     """Step (0 is before the first) -> what is kept of its evaluation."""
+    ahead: Ahead | None = None
+    """What servers make for steps to come; None: nothing, with rollout.max_staleness 0."""
     sync_metrics: dict[str, float] = field(default_factory=dict)
     """This rank's numbers of the last weight sync."""
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's, with the data's order, the sync's version and all evaluations."""
         kept = {step: asdict(found) for step, found in self.evaluations.items()}
-        return super().state_dict() | {
-            "order": self.order.state_dict(),
-            "reward_shaping": self.shaping.state_dict(),
-            "weight_sync": self.weight_sync.state_dict(),
-            "evaluations": kept,
-        }
+        ahead = {} if self.ahead is None else {"ahead": self.ahead.state_dict()}
+        return (
+            super().state_dict()
+            | ahead
+            | {
+                "order": self.order.state_dict(),
+                "reward_shaping": self.shaping.state_dict(),
+                "weight_sync": self.weight_sync.state_dict(),
+                "evaluations": kept,
+            }
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
@@ -57,6 +65,8 @@ class Run(Learner):
         self.order.load_state_dict(state["order"])
         self.shaping.load_state_dict(state["reward_shaping"])
         self.weight_sync.load_state_dict(state["weight_sync"])
+        if self.ahead is not None:
+            self.ahead.load_state_dict(state.get("ahead"), state["order"]["position"])
         kept = state["evaluations"].items()
         self.evaluations = {int(step): EvaluationRecord(**found) for step, found in kept}
 
@@ -85,6 +95,8 @@ class Run(Learner):
             metrics = metrics | self._sync_metrics() | self._memory_metrics()
             metrics |= self.rollout.take_metrics()
         metrics |= self._timing_metrics(metrics)
+        if self.ahead is not None and "rollout/idle_s" in metrics:
+            metrics |= idle_metrics(metrics)
         metrics["run/weight_version"] = float(self.weight_sync.version)
         self.step = step + 1
         self.log(metrics, step + 1)

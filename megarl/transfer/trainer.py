@@ -135,9 +135,10 @@ class WeightTransfer:
         self._attempt += 1
         self._session = self._together("connect", self._make_session)
 
-    def sync(self, version: int) -> SyncReport:
+    def sync(self, version: int, name: str | None = None) -> SyncReport:
         """Bring the actor's weights to every server; all ranks of the universe call it together.
 
+        name: how the servers call these weights; None: the version's number.
         Returns what this rank moved. Raises PlanError, VerificationError or PeerError on every
         rank, with server and cause: then no server that took part generates until a sync has
         succeeded (but for a failure to resume, when all have the new weights). Restart a server
@@ -148,7 +149,7 @@ class WeightTransfer:
         timeout = self._timeout_s
         self._on_servers("pause", lambda server: server.pause(timeout))
         report = self._together("update", self._update)
-        self._on_servers("finish", lambda server: server.finish(str(version), timeout))
+        self._on_servers("finish", lambda server: server.finish(name or str(version), timeout))
         self._on_servers("forget", lambda server: server.forget(timeout))
         self._on_servers("resume", lambda server: server.resume(timeout))
         self.version = version

@@ -97,6 +97,7 @@ RANGES: dict[str, Range] = {
     },
     "rollout.tensor_parallel_size": _COUNT,
     "rollout.pipeline_parallel_size": _COUNT,
+    "rollout.max_staleness": _NATURAL,
     "rollout.launch.replicas": _NATURAL,
     "rollout.launch.tensor_parallel_size": _COUNT,
     "rollout.launch.ready_timeout_s": _POSITIVE,

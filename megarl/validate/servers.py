@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from megarl.algorithms.advantages import estimator
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
 from megarl.rollout.servers.address import parse_addresses
@@ -16,6 +17,7 @@ WAYS = ("rollout.servers", "rollout.servers_file", "rollout.launch.replicas")
 def check_servers(config: Config) -> None:
     """ConfigError for servers named twice or not at all, and for settings that are not theirs."""
     rollout = config.rollout
+    _check_staleness(config)
     given = [bool(rollout.servers), bool(rollout.servers_file), rollout.launch.replicas > 0]
     used = [way for way, is_given in zip(WAYS, given, strict=True) if is_given]
     if rollout.engine != "server":
@@ -53,6 +55,38 @@ def check_servers_here(config: Config) -> None:
         )
     if config.rollout.servers_file:
         ListedServers(Path(config.rollout.servers_file)).known()
+
+
+def _check_staleness(config: Config) -> None:
+    rollout, algorithm = config.rollout, config.algorithm
+    if rollout.max_staleness == 0:
+        if rollout.partial_rollout:
+            raise ConfigError(
+                "rollout.partial_rollout is true and rollout.max_staleness is 0: no sample is "
+                "unfinished when weights change; set max_staleness to 1 or more"
+            )
+        return
+    found = f"rollout.max_staleness is {rollout.max_staleness} and"
+    if rollout.engine != "server":
+        raise ConfigError(
+            f"{found} rollout.engine is {rollout.engine}, whose ranks take part in training: only "
+            "servers generate meanwhile; set rollout.engine=server"
+        )
+    if algorithm.rollout_is is None:
+        raise ConfigError(
+            f"{found} algorithm.rollout_is is null: samples of older weights would be learned from "
+            "as fresh ones; set rollout_is to token (decoupled PPO) or sequence"
+        )
+    if algorithm.filter_groups.enable:
+        raise ConfigError(
+            f"{found} algorithm.filter_groups.enable is true: refills are not drawn ahead of their "
+            "step yet; set one of them otherwise"
+        )
+    if estimator(algorithm.adv_estimator).needs_greedy:
+        raise ConfigError(
+            f"{found} algorithm.adv_estimator is {algorithm.adv_estimator}, which compares with "
+            "greedy answers of the same weights: take another, or max_staleness 0"
+        )
 
 
 def _check_sizes(config: Config) -> None:

@@ -78,6 +78,40 @@ REFUSALS = {
         ["enable_sleep_mode", "set it to false"],
         [SERVER, ONE, "rollout.enable_sleep_mode=true"],
     ),
+    "partial": (
+        ["rollout.partial_rollout is true", "max_staleness is 0"],
+        [SERVER, ONE, "rollout.partial_rollout=true"],
+    ),
+    "stale engines": (
+        ["rollout.max_staleness is 2", "rollout.engine is vllm", "only servers"],
+        ["rollout.max_staleness=2"],
+    ),
+    "stale as fresh": (
+        ["rollout.max_staleness is 1", "rollout_is is null", "decoupled PPO"],
+        [SERVER, ONE, "rollout.max_staleness=1"],
+    ),
+    "stale refills": (
+        ["rollout.max_staleness is 1", "filter_groups"],
+        [
+            SERVER,
+            ONE,
+            "rollout.max_staleness=1",
+            "algorithm.rollout_is=token",
+            "algorithm.adv_estimator=grpo",
+            "data.n_samples_per_prompt=4",
+            "algorithm.filter_groups.enable=true",
+        ],
+    ),
+    "stale greedy": (
+        ["rollout.max_staleness is 1", "remax", "greedy answers of the same weights"],
+        [
+            SERVER,
+            ONE,
+            "rollout.max_staleness=1",
+            "algorithm.rollout_is=token",
+            "algorithm.adv_estimator=remax",
+        ],
+    ),
     "numbers": (["rollout.client.timeout_s", "0"], [SERVER, ONE, "rollout.client.timeout_s=0"]),
 }
 

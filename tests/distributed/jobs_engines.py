@@ -108,7 +108,8 @@ def _load_servers(rank: Rank) -> None:
         body = json.dumps({"new_version": str(rank.kept["version"])}).encode()
         headers = {"Content-Type": "application/json"}
         urlopen(Request(f"{url}/update_weight_version", body, headers), timeout=30).close()
-    engine.weights_are(rank.kept["version"], engine.source.known())
+    version = rank.kept["version"]
+    engine.weights_are(version, engine.source.known(), {str(version): version})
 
 
 def close_engine(rank: Rank) -> None:

@@ -18,7 +18,7 @@ from worker import Rank
 
 from megarl.config.schema import Config
 from megarl.observe.metrics_file import read_metrics
-from megarl.rollout.servers.engine import ServerEngine
+from megarl.rollout.servers.lane import Lane
 from megarl.train.build import build_run
 from megarl.train.driver import train
 from megarl.train.finish import close_run
@@ -77,9 +77,9 @@ def train_on_servers(
     plan = replace(run_plan(path, actor), rollout_ranks=())
     run = build_run(config, plan, rank.universe, rank.control)
     rows: dict[int, dict[int, int]] = {}
-    poll, submit = ServerEngine.poll, ServerEngine.submit
+    poll, submit = Lane.poll, Lane.submit
 
-    def seen(engine: ServerEngine) -> list[Rollout]:
+    def seen(engine: Lane) -> list[Rollout]:
         step = run.step + 1
         done = poll(engine)
         mine = rows.setdefault(step, {})
@@ -88,7 +88,7 @@ def train_on_servers(
             mine[one.request.row] = one.weight_version
         return done
 
-    def submitted(engine: ServerEngine, *args: Any, **kwargs: Any) -> None:
+    def submitted(engine: Lane, *args: Any, **kwargs: Any) -> None:
         submit(engine, *args, **kwargs)
         if moments and run.step + 1 == moments.kill_in_step:
             for pid in moments.pids:
@@ -106,8 +106,8 @@ def train_on_servers(
         return report
 
     with (
-        mock.patch.object(ServerEngine, "poll", seen),
-        mock.patch.object(ServerEngine, "submit", submitted),
+        mock.patch.object(Lane, "poll", seen),
+        mock.patch.object(Lane, "submit", submitted),
         mock.patch.object(type(run.weight_sync), "run", synced),
     ):
         train(run)

@@ -77,6 +77,8 @@ class ClientStats:
     """By server."""
     answers: Counter[str] = field(default_factory=Counter)
     """By server, those that were dropped included."""
+    idle_s: float = 0.0
+    """Seconds without any sample on its way."""
 
 
 class Refused(Exception):
@@ -117,8 +119,8 @@ class RolloutClient:
         self, servers: Sequence[ServerAddress], options: ClientOptions, on_done: Done
     ) -> None:
         self.stats = ClientStats()
-        self.versions: range | None = None
-        """Weights that may have made an answer; a server with others is left alone until
+        self.versions: frozenset[str] | None = None
+        """Names of weights that may have made an answer; a server with others is left alone until
         `set_servers`. None: any."""
         self._options, self._on_done = options, on_done
         self._router = Router(options.max_in_flight)
@@ -127,6 +129,7 @@ class RolloutClient:
         self._pending: deque[Job] = deque()
         self._durations: deque[float] = deque(maxlen=512)
         self._heard = time.monotonic()
+        self._idle_since: float | None = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -168,6 +171,14 @@ class RolloutClient:
         """Of the samples without an answer."""
         return list(self._jobs)
 
+    def note_idle(self) -> ClientStats:
+        """The counts, up to now."""
+        now = time.monotonic()
+        if self._idle_since is not None:
+            self.stats.idle_s += now - self._idle_since
+        self._idle_since = None if self._jobs else now
+        return self.stats
+
     def set_servers(self, servers: Sequence[ServerAddress]) -> None:
         """The servers that there are now; samples at one that is gone are waited for there."""
         self._servers |= {one.name: one for one in servers}
@@ -180,6 +191,7 @@ class RolloutClient:
                 raise ValueError(f"sample {job.name} is on its way already")
             self._jobs[job.name] = job
         if len(self._jobs) == len(jobs):
+            self.note_idle()
             self._heard = time.monotonic()  # nobody could be heard before anybody was asked
         self._pending += jobs
         self._pump()
@@ -191,6 +203,8 @@ class RolloutClient:
             if job is not None:
                 self._close(job)
         self._pending = deque(job for job in self._pending if not job.is_done)
+        if not self._jobs and self._idle_since is None:
+            self._idle_since = time.monotonic()
 
     def forget_prompts(self) -> None:
         """The servers' caches are empty."""
@@ -331,6 +345,8 @@ class RolloutClient:
             return
         self._jobs.pop(job.name, None)
         self._close(job)
+        if not self._jobs:
+            self._idle_since = time.monotonic()
         if isinstance(result, ServerAnswer):
             self.stats.answered += 1
             self.stats.tokens += len(result.token_ids)

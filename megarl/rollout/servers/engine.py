@@ -6,29 +6,20 @@ engine is told of them by `weights_are`.
 
 from __future__ import annotations
 
-import queue
 import time
-import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import cast
 
-from megarl.errors import RunError
-from megarl.rollout.engine import NOT_COMMITTED
 from megarl.rollout.local import Decode
 from megarl.rollout.servers.address import ServerAddress
-from megarl.rollout.servers.client import ClientOptions, ClientStats, Job, Refused, RolloutClient
-from megarl.rollout.servers.messages import ServerAnswer, generate_body
+from megarl.rollout.servers.client import ClientOptions, ClientStats, RolloutClient
+from megarl.rollout.servers.lane import Desk, Lane
 from megarl.rollout.servers.pool import ServerSource
 from megarl.rollout.servers.thread import ClientThread
-from megarl.types import Rollout, RolloutRequest, SamplingSpec
-
-Name = tuple[str, int, int]
-"""Of a sample on its way: (this engine, batch, row); no other run gives it to the same servers."""
 
 
-class ServerEngine:
-    """Gives requests to the servers and hands out rollouts; see `RolloutEngine`.
+class ServerEngine(Lane):
+    """A batch's lane, and what concerns all lanes; see `RolloutEngine`.
 
     Raises RunError where a sample is refused, or nobody answers.
     """
@@ -37,62 +28,14 @@ class ServerEngine:
         """source: who knows the servers; they are asked after `weights_are` has named them."""
         self.source = source
         self.weight_version = -1
-        self._decode = decode
-        self._requests: dict[int, tuple[Name, RolloutRequest]] = {}
-        self._results: queue.SimpleQueue[tuple[Hashable, ServerAnswer | Exception]]
-        self._results = queue.SimpleQueue()
-        self._finished: list[Rollout] = []
-        self._prefix, self._batch = uuid.uuid4().hex[:12], 0
         self._noted, self._noted_at = ClientStats(), time.monotonic()
-        self._thread = ClientThread(options, lambda *result: self._results.put(result))
+        self._thread = ClientThread(options, lambda *result: desk.deliver(*result))
+        desk = self._shared = Desk(self._thread, decode)
+        super().__init__(desk)
 
-    def submit(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
-    ) -> None:
-        """See RolloutEngine."""
-        if self.weight_version < 0:
-            raise RunError(NOT_COMMITTED)
-        self._batch += 1
-        jobs = []
-        for request in requests:
-            if request.row in self._requests:
-                raise RunError(f"rollout: sample {request.row} was submitted twice")
-            name = (self._prefix, self._batch, request.row)
-            self._requests[request.row] = name, request
-            text = "-".join(map(str, name))
-            jobs.append(
-                Job(
-                    name=name,
-                    key=request.prompt.token_ids,
-                    body=generate_body(request, sampling, text),
-                    max_tokens=sampling.max_response_length,
-                )
-            )
-        self._thread.call(lambda client: client.submit(jobs))
-
-    def step(self) -> bool:
-        """See RolloutEngine; waits until a sample is finished, where one is on its way."""
-        if not self._requests:
-            return False
-        self._take(self._results.get())
-        while True:
-            try:
-                self._take(self._results.get_nowait())
-            except queue.Empty:
-                return True
-
-    def poll(self) -> list[Rollout]:
-        """See RolloutEngine."""
-        done, self._finished = self._finished, []
-        return sorted(done, key=lambda rollout: rollout.request.row)
-
-    def abort(self, rows: Sequence[int] | None = None) -> None:
-        """See RolloutEngine."""
-        waiting = {rollout.request.row for rollout in self._finished}
-        dropped = (set(self._requests) | waiting) if rows is None else set(rows)
-        self._finished = [one for one in self._finished if one.request.row not in dropped]
-        names = [self._requests.pop(row)[0] for row in dropped if row in self._requests]
-        self._thread.call(lambda client: client.abort(names))
+    def lane(self) -> Lane:
+        """One more, whose samples do not come out here."""
+        return Lane(self._shared)
 
     def sleep(self) -> None:
         """See RolloutEngine: servers keep what they have."""
@@ -101,12 +44,18 @@ class ServerEngine:
         """See RolloutEngine: of every server."""
         return self._thread.begin(lambda client: client.prompt_logprobs(token_ids)).result()
 
-    def weights_are(self, version: int, servers: Sequence[ServerAddress]) -> None:
-        """These servers have the weights of this version, and nobody else is asked."""
+    def weights_are(
+        self, version: int, servers: Sequence[ServerAddress], names: Mapping[str, int]
+    ) -> None:
+        """These servers have the weights of this version, and nobody else is asked.
+
+        names: how servers call the weights that may have made an answer, older ones included.
+        """
         self.weight_version = version
+        self._shared.versions = dict(names)
 
         def tell(client: RolloutClient) -> None:
-            client.versions = range(version, version + 1)
+            client.versions = frozenset(names)
             client.set_servers(servers)
             client.forget_prompts()
 
@@ -115,7 +64,7 @@ class ServerEngine:
     def take_metrics(self) -> dict[str, float]:
         """What the client did since they were taken last."""
         now, before = time.monotonic(), self._noted
-        stats = self._thread.call(lambda client: deepcopy(client.stats))
+        stats = self._thread.call(lambda client: deepcopy(client.note_idle()))
         seconds = max(now - self._noted_at, 1e-9)
         self._noted, self._noted_at = stats, now
         return {
@@ -124,34 +73,10 @@ class ServerEngine:
             "rollout/retries": float(stats.retries - before.retries),
             "rollout/hedges": float(stats.hedges - before.hedges),
             "rollout/surplus_answers": float(stats.surplus - before.surplus),
+            "rollout/idle_s": stats.idle_s - before.idle_s,
         }
 
     def close(self) -> None:
         """Drop what is on its way, and end the thread; servers that the run started end."""
         self._thread.close()
         self.source.close()
-
-    def _take(self, result: tuple[Hashable, ServerAnswer | Exception]) -> None:
-        name, answer = result
-        row = cast(Name, name)[-1]
-        known, request = self._requests.get(row, (None, None))
-        if known != name or request is None:  # aborted while its answer came
-            return
-        del self._requests[row]
-        if not isinstance(answer, ServerAnswer):
-            self.abort()
-            what = "a server refuses" if isinstance(answer, Refused) else "no server answered"
-            raise RunError(
-                f"rollout: {what} sample {row} (prompt {request.prompt.prompt_id}, "
-                f"{len(request.prompt.token_ids)} tokens): {answer}"
-            )
-        self._finished.append(
-            Rollout(
-                request=request,
-                response_ids=answer.token_ids,
-                logprobs=answer.logprobs,
-                text=self._decode(answer.token_ids),
-                finish_reason=answer.finish_reason,
-                weight_version=min(int(name) for name, _ in answer.versions),
-            )
-        )

@@ -7,7 +7,7 @@ the way, and it says which weights made which tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,9 @@ def read_prompt_logprobs(body: Any, token_ids: Sequence[int]) -> list[float]:
         raise BadAnswer(f"{type(error).__name__} ({error}) in its answer") from None
 
 
-def check_versions(answer: ServerAnswer, delivered: range) -> None:
-    """OtherWeights, unless every token was made by the weights of a sync of these."""
-    odd = [name for name, _ in answer.versions if name not in {str(one) for one in delivered}]
-    if odd or not answer.versions:
+def check_versions(answer: ServerAnswer, delivered: Set[str]) -> None:
+    """OtherWeights, unless every token was made by weights of one of these names."""
+    if not answer.versions or not {name for name, _ in answer.versions} <= delivered:
         raise OtherWeights(
             "its weights are not those of the last sync: it was started anew, or takes them from "
             "somebody else"

@@ -84,15 +84,21 @@ def _reference_kl(run: Learner, scored: ScoredStep) -> dict[str, float]:
 def _mismatch(run: Learner, scored: ScoredStep) -> dict[str, float]:
     """How far the trainer's log-probs are from the engine's, with the limits that stop a run."""
     histogram, sums, largest = MismatchHistogram(), CorrectionStats.zero().to_vector(), 0.0
+    # Older weights differ by what was learned since: only fresh samples tell of the engines.
+    fresh = MismatchHistogram() if run.config.rollout.max_staleness else None
     old, rollout, actor = scored.old_logprobs, scored.rollout_logprobs, scored.actor
     if old is not None and rollout is not None and actor is not None:
         histogram.add((old - rollout)[actor.mask])
+        if fresh is not None:
+            made_now = scored.table.weight_version[list(actor.index)] == run.actor.weight_version
+            fresh.add((old - rollout)[actor.mask & made_now[:, None]])
         scored.correction = correct(old, rollout, actor.mask, run.correction)
         sums = scored.correction.stats.to_vector()
         largest = float(scored.correction.max_ratio)
     histogram = histogram.reduced(run.control.sum, run.control.gather)
     limits = run.config.observe
-    check_mismatch(histogram, limits.logprob_diff_mean_limit, limits.logprob_diff_p99_limit)
+    fresh = fresh.reduced(run.control.sum, run.control.gather) if fresh is not None else histogram
+    check_mismatch(fresh, limits.logprob_diff_mean_limit, limits.logprob_diff_p99_limit)
     stats = CorrectionStats.from_vector(run.control.sum(sums))
     if not stats.tokens:  # samples without log-probs of what made them
         return {}

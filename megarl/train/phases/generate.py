@@ -15,6 +15,7 @@ from megarl.algorithms.shaping import informative_groups
 from megarl.data.seeds import step_seeds
 from megarl.errors import RunError
 from megarl.mesh.rows import RowMap
+from megarl.train.ahead import Ahead, staleness_metrics
 from megarl.train.run import Run
 from megarl.train.scoring import Score
 from megarl.types import Prompt, Rollout, RolloutRequest, RowTable
@@ -71,9 +72,16 @@ def generate(run: Run, prompts: Sequence[Prompt]) -> Samples:
     """Sample `n_samples_per_prompt` responses to each prompt; every replica serves its share.
 
     Rewards are computed meanwhile. Under `algorithm.filter_groups` further prompts are drawn for
-    those whose samples do not differ. RunError for a sample of weights that are not the actor's.
+    those whose samples do not differ. Under `rollout.max_staleness` servers began before, and go
+    on for the steps to come: the samples are those of the prompts that were ready first. RunError
+    for a sample of weights that are not the actor's, or are too old.
     """
     rounds = _Rounds()
+    if run.ahead is not None:
+        metrics = _collect(run, run.ahead, rounds)
+        samples = _take(run, rounds, range(len(rounds.prompts)))
+        samples.metrics |= metrics
+        return samples
     if not run.config.algorithm.filter_groups.enable:
         _sample(run, rounds, prompts, sleeps=True)
         return _take(run, rounds, range(len(prompts)))
@@ -107,6 +115,34 @@ def _sample_until(run: Run, rounds: _Rounds, prompts: Sequence[Prompt]) -> tuple
     return differ, number
 
 
+def _collect(run: Run, ahead: Ahead, rounds: _Rounds) -> dict[str, float]:
+    """A step's samples out of those that are made ahead, and how old they are."""
+    version, mine = run.actor.weight_version, dict[int, list[Rollout]]()
+    with run.scorer.judging() as judging:
+        with run.verb("generate"):
+            facts: tuple[list[int], dict[str, float]] = [], {}
+            if run.rollout.here:
+                mine = ahead.collect(run.step, version, judging.add)
+                metrics = staleness_metrics(list(mine.values()), version)
+                facts = sorted(mine), {**metrics, "async/groups_dropped": float(ahead.dropped)}
+            places, metrics = run.control.gather(facts)[run.rollout.lead_of(0)]
+        rounds.prompts = [ahead.prompt_at(place) for place in places]
+        ahead.take(places)
+        ahead.dropped = int(metrics["async/groups_dropped"])
+        own = [rollout for place in sorted(mine) for rollout in mine[place]]
+        rollouts = [_numbered(one, row, len(own) // len(places)) for row, one in enumerate(own)]
+        with run.verb("reward"):
+            said = judging.finish()
+            rows = {row: said[one.request.row] for row, one in enumerate(own)}
+            _book(run, rounds, rollouts, run.scorer.complete(rollouts, rows))
+    return metrics
+
+
+def _numbered(rollout: Rollout, row: int, count: int) -> Rollout:
+    """A sample as the row of a step."""
+    return replace(rollout, request=replace(rollout.request, row=row, group=row // count))
+
+
 def _sample(run: Run, rounds: _Rounds, prompts: Sequence[Prompt], *, sleeps: bool) -> None:
     """Answers to further prompts, and what they are worth."""
     first = len(rounds.prompts)
@@ -119,15 +155,23 @@ def _sample(run: Run, rounds: _Rounds, prompts: Sequence[Prompt], *, sleeps: boo
                 run.rollout.sleep()
         with run.verb("reward"):
             scores = run.scorer.complete(rollouts, judging.finish())
-            both = list(zip(rollouts, scores, strict=True))
-            found = [one for answer in run.control.gather(_facts(run, both)) for one in answer]
+            found = _book(run, rounds, rollouts, scores)
     expected = sorted(request.row for request in (*requests, *greedy))
     if sorted(one.row for one in found) != expected:
         raise RunError(f"rows {sorted(one.row for one in found)} came back, not {expected}")
+
+
+def _book(
+    run: Run, rounds: _Rounds, rollouts: Sequence[Rollout], scores: Sequence[Score]
+) -> list[Sampled]:
+    """Tell all ranks of this one's samples; what is known of all of them."""
+    both = list(zip(rollouts, scores, strict=True))
+    found = [one for answer in run.control.gather(_facts(run, both)) for one in answer]
     _check_versions(run, found)
     rounds.own |= {rollout.request.row: (rollout, score) for rollout, score in both}
     rounds.samples += sorted(one for one in found if one.row >= 0)
     rounds.greedy += sorted((one for one in found if one.row < 0), reverse=True)
+    return found
 
 
 def _requests(
@@ -168,7 +212,9 @@ def _facts(run: Run, own: Sequence[tuple[Rollout, Score]]) -> list[Sampled]:
 
 
 def _check_versions(run: Run, found: Sequence[Sampled]) -> None:
-    stale = sorted({one.weight_version for one in found} - {run.actor.weight_version})
+    newest, staleness = run.actor.weight_version, run.config.rollout.max_staleness
+    allowed = range(newest - staleness, newest + 1)
+    stale = sorted({one.weight_version for one in found} - set(allowed))
     if stale:
         raise RunError(
             f"samples were made by weight version {stale[0]}, the actor is at "
