@@ -19,6 +19,7 @@ from worker import Rank
 from megarl.config.schema import Config
 from megarl.observe.metrics_file import read_metrics
 from megarl.rollout.servers.lane import Lane
+from megarl.train.ahead import Ahead
 from megarl.train.build import build_run
 from megarl.train.driver import train
 from megarl.train.finish import close_run
@@ -32,6 +33,8 @@ class Found:
     metrics: dict[int, dict[str, Any]]
     rows: dict[int, dict[int, int]]
     """Step -> row -> version of the weights that made the sample."""
+    places: dict[int, list[int]]
+    """Step -> places of the data's order that it took, where samples are made ahead."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,30 @@ class Moments:
 
 
 def train_on_servers(
-    rank: Rank, config: Config, path: str, actor: RoleSpec, moments: Moments | None = None
+    rank: Rank,
+    config: Config,
+    path: str,
+    actor: RoleSpec,
+    moments: Moments | None = None,
+    stop_before: int = 0,
 ) -> Found | None:
-    """Train from start to end on the servers of the config."""
+    """Train on the servers of the config; to the end, or to the start of a step."""
     plan = replace(run_plan(path, actor), rollout_ranks=())
     run = build_run(config, plan, rank.universe, rank.control)
     rows: dict[int, dict[int, int]] = {}
+    places: dict[int, list[int]] = {}
+    take = Ahead.take
+
+    def taken(ahead: Ahead, found: list[int]) -> None:
+        places[run.step + 1] = found
+        take(ahead, found)
+
+    def steps() -> Iterator[int]:
+        for step in type(run).steps(run):
+            if step + 1 == stop_before:
+                return
+            yield step
+
     poll, submit = Lane.poll, Lane.submit
 
     def seen(engine: Lane) -> list[Rollout]:
@@ -106,6 +127,8 @@ def train_on_servers(
         return report
 
     with (
+        mock.patch.object(run, "steps", steps),
+        mock.patch.object(Ahead, "take", taken),
         mock.patch.object(Lane, "poll", seen),
         mock.patch.object(Lane, "submit", submitted),
         mock.patch.object(type(run.weight_sync), "run", synced),
@@ -115,4 +138,4 @@ def train_on_servers(
     if run.books.logger is None:
         return None
     found: dict[int, dict[str, Any]] = read_metrics(f"{config.run.dir}/metrics.jsonl")
-    return Found(found, rows)
+    return Found(found, rows, places)

@@ -65,6 +65,7 @@ class OneRank:
         self.rollout, self.sampling = Engine(), SamplingSpec()
         self.shaping = RewardShaping(self.config.reward, 16)
         self.universe: Any = type("U", (), {"rank": 0})
+        self.ahead = None
         self.actor: Any = type("A", (), {"weight_version": 1})
         self.control: Any = type("C", (), {"gather": staticmethod(lambda facts: [facts])})
 

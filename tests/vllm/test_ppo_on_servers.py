@@ -130,3 +130,22 @@ def test_generation_goes_on_while_the_trainer_learns(
         assert diffs < 1e-4 or metrics["async/staleness_max"] == 1
     assert lags[0] == 0 and max(lags) > 0
     assert found.metrics[5]["run/weight_version"] == 6
+    assert sorted(place for some in found.places.values() for place in some) == list(range(30))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ahead_goes_on(
+    cluster: Cluster, tiny: TinyModels, running: list[VllmServer], tmp_path: Path
+) -> None:
+    """From its checkpoint: what was open is made again, nothing is lost or learned twice."""
+    write_fixed_rollouts(tmp_path)
+    config = server_config(tmp_path, "resumed", running)
+    config.run.steps, config.data.rollout_batch_size = 6, 6
+    config.rollout.max_staleness, config.rollout.partial_rollout = 2, True
+    config.algorithm.rollout_is, config.checkpoint.save_interval = "token", 1
+    path = tiny(FAMILY)
+    before = cluster.run(2, jobs.train_on_servers, config, path, ACTOR, None, 4)[0].places
+    after = cluster.run(2, jobs.train_on_servers, config, path, ACTOR)[0].places
+    assert sorted(before) == [1, 2, 3] and sorted(after) == [4, 5, 6]
+    places = [place for found in (before, after) for some in found.values() for place in some]
+    assert sorted(places) == list(range(36))
