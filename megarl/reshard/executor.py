@@ -9,6 +9,7 @@ destination's is taken, and compared, when everything has been written.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from megarl.mesh.group import RankGroup
 from megarl.reshard.mover import HostMover, Mover
 from megarl.reshard.mover_cuda import CudaMover
 from megarl.reshard.regions import RegionSet, copy_regions
-from megarl.reshard.rounds import ALONE_ELEMENTS, Message, Vector, make_rounds
+from megarl.reshard.rounds import ALONE_ELEMENTS, Message, Vector, make_rounds, portions
 from megarl.reshard.transport import GlooWire, Parcel, Wire
 from megarl.reshard.transport_nccl import NcclWire
 from megarl.runtime.device import device, threads_per_process
@@ -163,16 +164,15 @@ class Resharder:
             _Step(self._lanes(each.sends, "src"), self._lanes(each.receives, "dst"))
             for each in make_rounds(plan, rank, capacity, self._agree, alone_elements)
         ]
+        moved = [t for t in plan.local(rank) if t.dst_buffer not in in_place]
         self._local = [
-            self._local_of(
-                [t for t in plan.local(rank) if t.relay == relay and t.dst_buffer not in in_place]
-            )
+            self._locals_of([t for t in moved if t.relay == relay], capacity)
             for relay in (False, True)
         ]
         self._aliased = sum(destinations[name].nbytes for name in in_place)
         self.buffers = buffers or RoundBuffers(wire_dtype)
         self.buffers.reserve(
-            _largest([step.sends for step in self._steps]),
+            max(_largest([step.sends for step in self._steps]), self._scratch_needed()),
             _largest([step.receives for step in self._steps]),
         )
         self._sent = self._empty(self._counts["src"], torch.int64)
@@ -266,16 +266,17 @@ class Resharder:
 
     def _copy(self, which: int, verify: bool) -> None:
         """Local regions: from the sources, or (which = 1) between destinations, at the end."""
-        local = self._local[which]
-        digests = self._expected[local.digests] if verify else None
-        copy_regions(local.source, local.target, self._dtype, digests)
+        scratch = self.buffers.out[1]  # nothing is packed into it before, and all is sent after
+        for local in self._local[which]:
+            digests = self._expected[local.digests] if verify else None
+            copy_regions(local.source, local.target, self._dtype, digests, scratch)
 
     def _arrived(self) -> Iterator[tuple[Message, RegionSet, slice]]:
         """What is written here, with the place of its digests."""
         for step in self._steps:
             for lane in step.receives:
                 yield lane.message, lane.regions, lane.digests
-        for local in self._local:
+        for local in itertools.chain(*self._local):
             yield local.message, local.target, local.digests
 
     def _digest_all(self) -> None:
@@ -306,10 +307,35 @@ class Resharder:
             start += lanes[-1].buffered
         return tuple(lanes)
 
+    def _locals_of(self, transfers: Sequence[Transfer], capacity: int) -> list[_Local]:
+        """At once what is of one type, and of the wire's where it goes to; the rest by portions."""
+        direct: dict[torch.dtype, list[Transfer]] = {}
+        rest = []
+        for transfer in transfers:
+            given = self._destinations if transfer.relay else self._sources
+            source = given.get(transfer.src_buffer)
+            target = self._destinations.get(transfer.dst_buffer)
+            if source is None or target is None or target.dtype != self._dtype:
+                rest.append(transfer)
+            else:
+                direct.setdefault(source.dtype, []).append(transfer)
+        return [self._local_of(some) for some in (*direct.values(), *portions(rest, capacity))]
+
     def _local_of(self, transfers: Sequence[Transfer]) -> _Local:
         message = Message(self._group.rank, tuple(transfers))
         source, target = self._regions(transfers, "src"), self._regions(transfers, "dst")
         return _Local(message, source, target, self._take(message, "dst"))
+
+    def _scratch_needed(self) -> int:
+        """Elements of the largest local copy that changes types on the way."""
+        return max(
+            (
+                each.source.numel
+                for each in itertools.chain(*self._local)
+                if not each.source.copies_to(each.target, self._dtype)
+            ),
+            default=0,
+        )
 
     def _regions(self, transfers: Sequence[Transfer], side: str) -> RegionSet:
         return RegionSet(transfers, self._sources, self._destinations, side, self._mover)
@@ -331,7 +357,7 @@ class Resharder:
         sends = [lane for step in self._steps for lane in step.sends]
         receives = [lane for step in self._steps for lane in step.receives]
         itemsize = self._dtype.itemsize
-        local = sum(each.message.numel for each in self._local)
+        local = sum(each.message.numel for each in itertools.chain(*self._local))
         return SyncReport(
             seconds=seconds,
             bytes_received=sum(lane.regions.numel for lane in receives) * itemsize,

@@ -95,6 +95,10 @@ class RegionSet:
         self._mover.copy(mine.bound, its.bound, mine.dtype, its.dtype, digests)
         return True
 
+    def copies_to(self, target: RegionSet, wire: torch.dtype) -> bool:
+        """Whether `copy_to` can."""
+        return self._only_group() is not None and target._only_group(wire) is not None
+
     def _only_group(self, dtype: torch.dtype | None = None) -> Group | None:
         """The group of all regions, where they have one type (and it is `dtype`)."""
         if len(self._groups) != 1 or dtype is not None and self._groups[0].dtype != NAMES[dtype]:
@@ -113,14 +117,18 @@ class RegionSet:
 
 
 def copy_regions(
-    source: RegionSet, target: RegionSet, wire: torch.dtype, digests: Tensor | None
+    source: RegionSet,
+    target: RegionSet,
+    wire: torch.dtype,
+    digests: Tensor | None,
+    scratch: Tensor,
 ) -> None:
     """Regions of the same sizes, one by one, as if over a wire; digests of the sources as `wire`.
 
-    Directly where all targets have the wire's type; else through a buffer of the regions' size.
+    Directly where all targets have the wire's type; else through `scratch`, which holds them.
     """
     if not source.copy_to(target, wire, digests):
-        buffer = torch.empty(source.numel, dtype=wire, device=source._mover.device)
+        buffer = scratch[: source.numel]
         source.pack(buffer, digests)
         target.unpack(buffer)
 

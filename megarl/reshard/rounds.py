@@ -93,6 +93,32 @@ def make_rounds(
     )
 
 
+def portions(transfers: Iterable[Transfer], capacity: int) -> list[tuple[Transfer, ...]]:
+    """Transfers in their order, cut by rows where they must be, so many elements at a time.
+
+    Raises PlanError where one row is more than `capacity`.
+    """
+    found: list[list[Transfer]] = [[]]
+    size = 0
+    for transfer in transfers:
+        parts = 1
+        while (largest := _largest_part(transfer, parts)) > capacity:
+            if parts >= _rows(transfer):
+                raise PlanError(
+                    f"weight_sync.buffer_megabytes is too small: one row of {transfer.tensor} is "
+                    f"{largest} elements, and a buffer has room for {capacity}"
+                )
+            parts = min(2 * parts, _rows(transfer))
+        for number in range(parts):
+            for part in _part(transfer, number, parts):
+                if size + part.box.numel > capacity and found[-1]:
+                    found.append([])
+                    size = 0
+                found[-1].append(part)
+                size += part.box.numel
+    return [tuple(some) for some in found if some]
+
+
 class _Lanes:
     """One rank's transfers by tensor, in four lanes: sent, received; direct, relayed."""
 

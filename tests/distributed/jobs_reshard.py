@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from fake_gpu import fake_gpu
@@ -62,6 +63,8 @@ class Facts:
     error: str = ""
     group_calls: Sequence[int] = ()
     """Messages of each NCCL group call."""
+    largest_made: int = 0
+    """Bytes of the largest tensor that was made during a move."""
 
 
 def reshard(rank: Rank, world: World, options: Options, times: int = 2) -> Facts:
@@ -73,15 +76,24 @@ def reshard(rank: Rank, world: World, options: Options, times: int = 2) -> Facts
 
 def _reshard(rank: Rank, world: World, options: Options, times: int) -> Facts:
     sources, destinations, resharder = _build(rank, world, options)
-    wrong, reports = [], []
+    wrong, reports, largest = [], [], 0
+    empty = torch.empty
+
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal largest
+        found = empty(*args, **kwargs)
+        largest = max(largest, found.nbytes)
+        return found
+
     for time in range(times):
         full = _full(world, time)
         _fill(sources, world.sources.get(rank.rank, ()), full)
         for buffer in destinations.values():
             buffer.fill_(math.nan)
-        reports.append(resharder.run())
+        with mock.patch.object(torch, "empty", made):
+            reports.append(resharder.run())
         wrong += _differences(rank, world, options, destinations, full)
-    return Facts(wrong, reports)
+    return Facts(wrong, reports, largest_made=largest)
 
 
 def reshard_without(rank: Rank, world: World, options: Options, gone: int) -> None:

@@ -50,9 +50,17 @@ def test_every_element_arrives(cluster: Cluster, name: str, overlap: bool) -> No
 def test_casts(cluster: Cluster, source: str, wire: str, destination: str) -> None:
     """The wire's type decides what is kept, for what is here as for what is sent and passed on."""
     world = model_world(tied=False, **WORLDS["two nodes, relayed"])
-    options = Options(source_dtype=source, wire_dtype=wire, destination_dtype=destination)
-    for facts in cluster.run(4, reshard, world, options):
-        assert facts.wrong == []
+    options = Options(
+        source_dtype=source,
+        wire_dtype=wire,
+        destination_dtype=destination,
+        buffer_bytes=4096,
+    )
+    found = cluster.run(4, reshard, world, options)
+    assert any(facts.reports[0].bytes_local > options.buffer_bytes for facts in found)
+    for facts in found:
+        assert facts.wrong == [] and facts.largest_made < 1024
+        assert all(report.buffer_bytes <= options.buffer_bytes for report in facts.reports)
 
 
 def test_a_peer_that_vanishes(cluster: Cluster) -> None:
