@@ -17,7 +17,7 @@ RUNS = {
     "reward": "Train a reward model (the actor's sections) on the preferences in data.train_path",
     "eval": "Greedy answers on data.eval_path, scored by the reward",
 }
-BENCHES = ("step", "reshard", "pack", "advantages")
+BENCHES = ("step", "reshard", "pack", "advantages", "rollout")
 PLANS = ("reshard",)
 CONVERSIONS = ("hf-to-megatron", "megatron-to-hf")
 INTERRUPTED = 130
