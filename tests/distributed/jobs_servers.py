@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from megarl.train.ahead import Ahead
 from megarl.train.build import build_run
 from megarl.train.driver import train
 from megarl.train.finish import close_run
+from megarl.transfer.servers import HttpServer
 from megarl.types import Rollout
 
 
@@ -43,6 +44,8 @@ class Moments:
 
     folder: Path
     kill_in_step: int
+    kill_in: str
+    """batch, or sync: the one at the end of the step."""
     wait_before_step: int
     pids: tuple[int, ...]
     """All of the server's: forked ones hold its port."""
@@ -111,9 +114,19 @@ def train_on_servers(
 
     def submitted(engine: Lane, *args: Any, **kwargs: Any) -> None:
         submit(engine, *args, **kwargs)
-        if moments and run.step + 1 == moments.kill_in_step:
+        kill("batch")
+
+    def kill(where: str) -> None:
+        if moments and (run.step + 1, where) == (moments.kill_in_step, moments.kill_in):
             for pid in moments.pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    update = HttpServer.update
+
+    def updated(server: HttpServer, *args: Any) -> None:
+        kill("sync")
+        update(server, *args)
 
     sync = type(run.weight_sync).run
 
@@ -129,6 +142,7 @@ def train_on_servers(
     with (
         mock.patch.object(run, "steps", steps),
         mock.patch.object(Ahead, "take", taken),
+        mock.patch.object(HttpServer, "update", updated),
         mock.patch.object(Lane, "poll", seen),
         mock.patch.object(Lane, "submit", submitted),
         mock.patch.object(type(run.weight_sync), "run", synced),

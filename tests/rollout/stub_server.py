@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,14 @@ class Stub:
     most: int = 0
     """Requests at the same time."""
     headers: list[dict[str, str]] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    """Of the thread that it runs in, where that is another."""
     _runner: web.AppRunner | None = None
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have its thread do something, and wait for it."""
+        assert self.loop is not None
+        asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     async def start(self, port: int = 0) -> None:
         app = web.Application(client_max_size=1 << 26)
@@ -98,6 +106,26 @@ async def stubs(*faults: Fault | None) -> AsyncIterator[list[Stub]]:
     finally:
         for stub in found:
             await stub.stop()
+
+
+@contextmanager
+def stubs_beside(*faults: Fault | None) -> Iterator[list[Stub]]:
+    """Running servers, in a thread of their own."""
+    found = [Stub(fault) for fault in faults]
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    for stub in found:
+        stub.loop = loop
+        stub.do(stub.start())
+    try:
+        yield found
+    finally:
+        for stub in found:
+            stub.do(stub.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def delay(seconds: float) -> Fault:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from stub_server import Fault, Stub, delay, status
+from stub_server import delay, status, stubs_beside
 
 from megarl import RolloutWorker
 from megarl.errors import ConfigError, RunError
@@ -19,24 +16,6 @@ from megarl.trainer import PPOBatch
 
 QUICK = ClientOptions(timeout_s=5, connect_timeout_s=2, patience_s=2, backoff_s=0.02)
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
-
-
-@contextmanager
-def stubs_beside(*faults: Fault | None) -> Iterator[list[Stub]]:
-    """Running servers, in a thread of their own."""
-    found = [Stub(fault) for fault in faults]
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    for stub in found:
-        asyncio.run_coroutine_threadsafe(stub.start(), loop).result()
-    try:
-        yield found
-    finally:
-        for stub in found:
-            asyncio.run_coroutine_threadsafe(stub.stop(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 def test_samples_come_in_order_with_their_groups() -> None:

@@ -81,26 +81,28 @@ def test_servers_make_the_run_that_engines_make(
     assert [server.version.partition(".")[2] for server in running] == ["3", "3"]
 
 
+@pytest.mark.parametrize("where", ["batch", pytest.param("sync", marks=pytest.mark.slow)])
 def test_a_server_that_is_killed_costs_nothing(
+    where: str,
     cluster: Cluster,
     tiny: TinyModels,
     servers: Servers,
     running: list[VllmServer],
     tmp_path: Path,
 ) -> None:
-    """In the middle of a batch; it is back for the last step."""
+    """In the middle of a batch, or of a weight update; it is back for the last step."""
     write_fixed_rollouts(tmp_path)
     path = tiny(FAMILY)
     config = server_config(tmp_path, "killed", running)
     config.run.steps = 4
     pids = tuple(running[0].pids())
-    moments = jobs.Moments(tmp_path, kill_in_step=2, wait_before_step=4, pids=pids)
+    moments = jobs.Moments(tmp_path, kill_in_step=2, kill_in=where, wait_before_step=4, pids=pids)
     with moments.when_left(lambda: servers.restart(running[0], path)) as restarted:
         found = cluster.run(2, jobs.train_on_servers, config, path, ACTOR, moments)[0]
     running[0] = restarted()
     steps = found.metrics
     assert [steps[step]["rollout/servers"] for step in (1, 3, 4)] == [2, 1, 2]
-    assert steps[2]["rollout/retries"] > 0
+    assert steps[2]["rollout/retries"] > 0 or where == "sync"
     for step in (1, 2, 3, 4):
         assert sorted(found.rows[step]) == list(range(NUM_PROMPTS * SAMPLES))
         assert set(found.rows[step].values()) == {step}  # the weights that made each sample
