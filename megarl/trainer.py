@@ -58,24 +58,21 @@ class PPOBatch:
     baselines: Sequence[float] | None = None
     """The reward of the prompt's greedy answer, one for each sample; remax compares with it."""
 
+    learned: Sequence[Sequence[bool]] | None = None
+    """Of each response token, whether the model made it: what an environment or a tool said is read
+    and not learned; None: it made all."""
+
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> PPOBatch:
-        """Those of a `RolloutWorker` or a buffer, with their rewards, groups and log-probs.
-
-        ConfigError for samples with tokens that are not the model's own.
-        """
-        for row, sample in enumerate(samples):
-            if not bool(sample.learned.all()):
-                raise ConfigError(
-                    f"PPOBatch: sample {row} ({sample.sample_id}) has tokens that the model did "
-                    "not make, which this trainer would learn too"
-                )
+        """Those of a `RolloutWorker` or a buffer, with all that they carry."""
+        all_learned = all(bool(sample.learned.all()) for sample in samples)
         return cls(
             prompts=[sample.prompt_ids.tolist() for sample in samples],
             responses=[sample.response_ids.tolist() for sample in samples],
             rewards=[sample.reward for sample in samples],
             groups=[sample.group for sample in samples],
             logprobs=[sample.logprobs.tolist() for sample in samples],
+            learned=None if all_learned else [sample.learned.tolist() for sample in samples],
         )
 
 
@@ -156,7 +153,8 @@ class PPOTrainer:
         given = batch.logprobs or [[0.0] * len(r) for r in batch.responses]
         sampled = {row: torch.tensor(list(values)) for row, values in enumerate(given)}
         source = RowMap((0,) * len(table))
-        scored = measure(run, table, tokens, sampled, source)
+        masks = dict(enumerate(map(torch.tensor, batch.learned))) if batch.learned else None
+        scored = measure(run, table, tokens, sampled, source, learned=masks)
         if batch.logprobs is None:
             scored.rollout_logprobs = None
         metrics = update(run, compute_advantages(run, scored))
@@ -203,6 +201,7 @@ def check_batch(batch: PPOBatch, vocab_size: int, chosen: Estimator | None = Non
         "groups": batch.groups,
         "logprobs": batch.logprobs,
         "baselines": batch.baselines,
+        "learned": batch.learned,
     }
     sizes |= {name: len(given) for name, given in optional.items() if given is not None}
     if len(set(sizes.values())) != 1 or count == 0:
@@ -225,6 +224,11 @@ def check_batch(batch: PPOBatch, vocab_size: int, chosen: Estimator | None = Non
         if batch.logprobs is not None and len(batch.logprobs[row]) != len(response):
             raise ConfigError(
                 f"PPOBatch: sample {row} has {len(batch.logprobs[row])} logprobs for "
+                f"{len(response)} response tokens: give one each"
+            )
+        if batch.learned is not None and len(batch.learned[row]) != len(response):
+            raise ConfigError(
+                f"PPOBatch: sample {row} has {len(batch.learned[row])} marks in learned for "
                 f"{len(response)} response tokens: give one each"
             )
     alone = batch.groups is None or len(set(batch.groups)) == count
@@ -251,6 +255,9 @@ def _table(batch: PPOBatch) -> RowTable:
         finished=torch.ones(count, dtype=torch.bool),
         weight_version=torch.zeros(count, dtype=torch.int32),
         source=("",) * count,
+        learned_length=None
+        if batch.learned is None
+        else torch.tensor([sum(marks) for marks in batch.learned], dtype=torch.int32),
         baseline=None if batch.baselines is None else torch.tensor(list(batch.baselines)).float(),
     )
 

@@ -79,6 +79,12 @@ class Rollout:
     versions: tuple[tuple[int, int], ...] = ()
     """(version, response tokens that its weights made), in order; () where one made all."""
 
+    learned: tuple[bool, ...] = ()
+    """Of each response token, whether the model made it: what an environment or a tool said is read
+    and not learned; () where it made all."""
+    reward: float | None = None
+    """What an environment gave for the whole episode; None without one."""
+
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """The same, never empty."""
@@ -106,6 +112,8 @@ class RowTable:
     """bool: the verifier calls it a success; None without a verifier."""
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     """What each reward said by itself, float32 [N], where `reward` is of several."""
+    learned_length: Tensor | None = None
+    """int32: response tokens that the model made; None: all."""
     baseline: Tensor | None = None
     """float32: reward of the prompt's greedy answer, where one was sampled."""
 

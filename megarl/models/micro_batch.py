@@ -70,13 +70,15 @@ def build_micro_batch(
     pad_to_multiple: int = 1,
     *,
     packing: bool = False,
+    learned: Tensor | None = None,
 ) -> MicroBatch:
     """The micro-batch of `rows` of a batch.
 
     tokens [B, S]; lengths [B]; `width` is R, the second dimension of the batch's response tensors;
     `inputs` hold flat [B x R] tensors. The padded length is a multiple of `pad_to_multiple` (the
-    tensor size under sequence parallelism). packing: samples share rows. No rows: one row of one
-    padding token, nothing scored.
+    tensor size under sequence parallelism). packing: samples share rows. learned, bool [B, R]:
+    response tokens that are scored; None: all. No rows: one row of one padding token, nothing
+    scored.
     """
     if not rows:
         return _blank(pad_to_multiple, inputs)
@@ -84,7 +86,10 @@ def build_micro_batch(
     prompt, response = prompt_length[pick], response_length[pick]
     laid = _lay_out(tokens[pick], prompt + response, pad_to_multiple, packing)
     columns = torch.arange(max(int(response.max()), 1))
-    row, column = (columns[None, :] < response[:, None]).nonzero(as_tuple=True)
+    scored = columns[None, :] < response[:, None]
+    if learned is not None:
+        scored &= learned[pick][:, : len(columns)]
+    row, column = scored.nonzero(as_tuple=True)
     target_at = prompt[row] + column
     slot = pick[row] * width + column
     return MicroBatch(

@@ -174,7 +174,7 @@ def mini_batch_weights(
     The denominators come from the step's lengths, or from token_counts where only the tokens in
     `kept`, bool [n, R], count: every rank knows them, so they are global.
     """
-    counts = batch.dealt.rows.response_length if token_counts is None else token_counts
+    counts = batch.dealt.rows.counted if token_counts is None else token_counts
     lengths = [counts[row] for row in rows]
     local = torch.tensor(
         [batch.index[row] for row in rows if row in batch.index], dtype=torch.int64

@@ -39,6 +39,8 @@ class RoleBatch:
     """int64 [n, S]."""
     prompt_length: Tensor
     response_length: Tensor
+    learned: Tensor | None = None
+    """bool [n, R]: response tokens that are learned; None: all."""
 
     @property
     def width(self) -> int:
@@ -47,8 +49,9 @@ class RoleBatch:
 
     @property
     def mask(self) -> Tensor:
-        """bool [n, R], True on response tokens."""
-        return torch.arange(self.width)[None, :] < self.response_length[:, None]
+        """bool [n, R], True on response tokens that are learned."""
+        within = torch.arange(self.width)[None, :] < self.response_length[:, None]
+        return within if self.learned is None else within & self.learned
 
     @property
     def all_rows(self) -> range:
@@ -220,6 +223,7 @@ class MegatronRole:
                 inputs,
                 self.pad_to_multiple,
                 packing=self._limit.packing,
+                learned=batch.learned,
             )
             for micro in self.cut(batch, rows)
         ]

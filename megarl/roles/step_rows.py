@@ -24,6 +24,13 @@ class StepRows:
     response_length: tuple[int, ...]
     mini_batches: tuple[tuple[int, ...], ...]
     """Rows of each optimizer step of an epoch."""
+    learned_length: tuple[int, ...] | None = None
+    """Response tokens of each row that are learned; None: all."""
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """Response tokens of each row that are learned."""
+        return self.response_length if self.learned_length is None else self.learned_length
 
     @property
     def length(self) -> list[int]:
@@ -43,6 +50,7 @@ def step_rows(table: RowTable, mini_batches: Sequence[Sequence[int]]) -> StepRow
         tuple(table.prompt_length.tolist()),
         tuple(table.response_length.tolist()),
         tuple(tuple(rows) for rows in mini_batches),
+        None if table.learned_length is None else tuple(table.learned_length.tolist()),
     )
 
 

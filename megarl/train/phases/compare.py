@@ -43,7 +43,7 @@ def loss_tokens(run: Learner, scored: ScoredStep) -> tuple[LossTokens, dict[str,
     if run.config.algorithm.overlong_filtering:
         metrics["overlong_filtered"] = float((~table.finished).double().mean())
         finished = table.finished.tolist()
-        counts = found.counts or tuple(table.response_length.tolist())
+        counts = found.counts or scored.rows.counted
         found.counts = tuple(n if ended else 0 for n, ended in zip(counts, finished, strict=True))
         if actor is not None:
             mask = actor.mask if found.kept is None else found.kept
@@ -74,7 +74,7 @@ def _reference_kl(run: Learner, scored: ScoredStep) -> dict[str, float]:
         kl = float(
             masked_sum(kl_estimate(scored.old_logprobs, scored.ref_logprobs, mask, "k1"), mask)
         )
-    kl = run.control.agree({"kl": kl})["kl"] / max(sum(scored.rows.response_length), 1)
+    kl = run.control.agree({"kl": kl})["kl"] / max(sum(scored.rows.counted), 1)
     metrics = {"actor/ref_kl": kl, "actor/kl_coef": run.kl_controller.value}
     if run.step >= run.config.algorithm.critic_warmup:  # before that the policy stands still
         run.kl_controller.update(kl, len(scored.table))

@@ -54,6 +54,8 @@ class Sampled(NamedTuple):
     finished: bool
     weight_version: int
     source: str
+    learned: int
+    """Response tokens that the model made."""
     steps_reward: float | None
     """Sum of the process rewards; None without any."""
 
@@ -205,6 +207,7 @@ def _facts(run: Run, own: Sequence[tuple[Rollout, Score]]) -> list[Sampled]:
             rollout.finish_reason == "stop",
             rollout.weight_version,
             rollout.request.prompt.source,
+            sum(rollout.learned) if rollout.learned else len(rollout.response_ids),
             sum(score.steps.values()) if score.steps else None,
         )
         for rollout, score in own
@@ -273,7 +276,10 @@ def _table(run: Run, samples: Sequence[Sampled], number: Mapping[int, int]) -> R
     right = [_is_right(run, one) for one in samples]
     names = samples[0].parts if samples else ()
     parts = {name: torch.tensor([one.parts[name] for one in samples]) for name in names}
+    own = [one.learned for one in samples]
+    all_learned = own == [one.response_length for one in samples]
     return RowTable(
+        learned_length=None if all_learned else torch.tensor(own, dtype=torch.int32),
         group=torch.tensor([number[one.group] for one in samples], dtype=torch.int32),
         prompt_length=torch.tensor([one.prompt_length for one in samples], dtype=torch.int32),
         response_length=torch.tensor([one.response_length for one in samples], dtype=torch.int32),

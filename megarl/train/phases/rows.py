@@ -12,9 +12,16 @@ from megarl.train.learner import Learner
 
 
 def hand_out(
-    run: Learner, rows: StepRows, source: RowMap, tokens: dict[int, Tensor]
+    run: Learner,
+    rows: StepRows,
+    source: RowMap,
+    tokens: dict[int, Tensor],
+    learned: dict[int, Tensor] | None = None,
 ) -> dict[str, RoleBatch | None]:
-    """Each role's share of the token rows; roles that deal alike share one batch."""
+    """Each role's share of the token rows; roles that deal alike share one batch.
+
+    learned: row -> bool [response] of this rank's own rows; None on all ranks: every token is.
+    """
     batches: dict[str, RoleBatch | None] = {}
     done: dict[tuple[object, ...], RoleBatch | None] = {}
     for name, role in run.megatron_roles().items():
@@ -22,7 +29,12 @@ def hand_out(
         if key not in done:
             dealt = role.deal(rows)
             arrived = move_rows(run.universe, tokens, rows.length, source, dealt.map, torch.int64)
-            done[key] = role.take_rows(dealt, arrived)
+            done[key] = batch = role.take_rows(dealt, arrived)
+            if learned is not None:
+                numbers = {row: mask.float() for row, mask in learned.items()}
+                mine = bring(run, rows, numbers, source, role, batch)
+                if batch is not None:
+                    batch.learned = in_slice(role, batch, mine) > 0.5
         batches[name] = done[key]
     return batches
 

@@ -53,6 +53,9 @@ def score(run: Run, samples: Samples) -> ScoredStep:
         {row: torch.tensor(r.logprobs) for row, r in own},
         samples.source,
         samples.process,
+        None
+        if samples.table.learned_length is None
+        else {row: torch.tensor(r.learned or [True] * len(r.response_ids)) for row, r in own},
     )
     scored.metrics |= samples.metrics
     return scored
@@ -65,19 +68,20 @@ def measure(
     sampled: dict[int, Tensor],
     source: RowMap,
     process: dict[int, Tensor] | None = None,
+    learned: dict[int, Tensor] | None = None,
 ) -> ScoredStep:
     """What reference, actor and critic say of rows that lie on their owners in `source`.
 
     tokens: row -> int64 [prompt + response]; sampled: row -> fp32 [response] log-probs of the
-    engine that made them; process: row -> fp32 [response], or None on all ranks; all of the rows
-    that this rank owns.
+    engine that made them; process: row -> fp32 [response], or None on all ranks; learned: row ->
+    bool [response], or None on all ranks; all of the rows that this rank owns.
     """
     algorithm = run.config.algorithm
     seed = stable_hash(run.config.run.seed, run.step, "mini-batches")
     dealt = deal_mini_batches(table.group.tolist(), algorithm.global_batch_size, seed)
     rows = step_rows(table, dealt)
     with run.verb("distribute"):
-        batches = hand_out(run, rows, source, tokens)
+        batches = hand_out(run, rows, source, tokens, learned)
         actor = run.actor, batches["actor"]
         rollout_logprobs = bring(run, rows, sampled, source, *actor)
         rewards = None if process is None else bring(run, rows, process, source, *actor)
