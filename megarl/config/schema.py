@@ -414,6 +414,24 @@ class RewardConfig:
 
 
 @dataclass
+class EnvironmentConfig:
+    """Episodes of several turns; one of one turn, without an environment, is the rule."""
+
+    function: str | None = None
+    """A built-in name, path/to/file.py:Class, or an entry point of group megarl.environments; None:
+    there is none, and a response is an answer."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class."""
+    max_turns: int = 8
+    """The model's turns in an episode at most; its tokens, the environment's included, are at most
+    data.max_response_length."""
+    turn_timeout_s: float = 30.0
+    """Longest wait for one answer of an environment; its episode ends then, without more reward."""
+    workers: int = 32
+    """Threads that call environments, on each rank that generates."""
+
+
+@dataclass
 class EvaluationConfig:
     """How held-out prompts are answered: greedily, and by samples beside that."""
 
@@ -536,6 +554,8 @@ class Config:
     """Advantages and losses."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The verifier, the reward model."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Who answers the model, where an episode has several turns."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Answers to held-out prompts."""
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from megarl import plugins
-from megarl.config.schema import RewardConfig
+from megarl.config.schema import Config, RewardConfig
 from megarl.errors import ConfigError
 from megarl.rewards.base import RewardFunction
 from megarl.rewards.built_in import BUILT_IN, NEED_LABELS
@@ -19,18 +19,22 @@ ENTRY_POINT_GROUP = "megarl.rewards"
 
 DEFAULT = "exact_match"
 """Of a run that names neither a function nor a reward model."""
+ENVIRONMENT = "environment"
+"""Name of the environment's part of a reward."""
 MODEL = "model"
 """Name of the reward model's part of a reward."""
 
 
 def configured_rewards(
-    config: RewardConfig, label_column: str | None
+    config: RewardConfig, label_column: str | None, *, episodes: bool = False
 ) -> tuple[WeightedReward, ...]:
-    """A run's functions, the judge first where there is one; none: a reward model alone decides.
+    """A run's functions, the judge first where there is one; none: others alone decide.
+
+    episodes: whether an environment gives rewards.
 
     ConfigError as in `load_reward`, and for a reward that needs labels where the data has none.
     """
-    name, found = judge_name(config), []
+    name, found = judge_name(config, episodes=episodes), []
     if name is not None:
         function = _labelled("reward.function", name, config.kwargs, label_column)
         found.append(WeightedReward(name, function, config.function_coef))
@@ -41,9 +45,15 @@ def configured_rewards(
     return tuple(found)
 
 
-def judge_name(config: RewardConfig) -> str | None:
-    """The function that says right from wrong; None where a reward model alone decides."""
-    return config.function or (None if config.model.path else DEFAULT)
+def judge_name(config: RewardConfig, *, episodes: bool = False) -> str | None:
+    """The function that says right from wrong; None where a model or an environment decides."""
+    return config.function or (None if config.model.path or episodes else DEFAULT)
+
+
+def is_judged(config: Config) -> bool:
+    """Whether something says right from wrong: a function, or an environment."""
+    episodes = config.environment.function is not None
+    return episodes or judge_name(config.reward) is not None
 
 
 def _labelled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from megarl.environments.episodes import EpisodeEngine, EpisodeSettings
 from megarl.layout import ReplicaLayout
 from megarl.mesh.universe import Pool, Universe
 from megarl.rollout.engine import ResidentEngine, RolloutEngine, generate
@@ -23,9 +24,11 @@ class RolloutRole:
         pool: Pool,
         replica: ReplicaLayout,
         engine: RolloutEngine | None,
+        episodes: EpisodeSettings | None = None,
     ) -> None:
+        """episodes: of several turns, where an environment answers; on replicas of one rank."""
         self.pool, self.replica = pool, replica
-        self._engine = engine
+        self._engine, self._episodes = engine, episodes
         self._rank = pool.ranks.index(universe.rank) if universe.rank in pool.ranks else -1
 
     @property
@@ -95,8 +98,11 @@ class RolloutRole:
             return []
         batches = [(self._mine(requests), sampling), (self._mine(greedy), sampling.greedy())]
         hears = on_finished if self.is_lead else None
-        rollouts = generate(self.engine, batches if greedy else batches[:1], hears)
-        return rollouts if self.is_lead else []
+        if self._episodes is None:
+            rollouts = generate(self.engine, batches if greedy else batches[:1], hears)
+            return rollouts if self.is_lead else []
+        with EpisodeEngine(self.engine, self._episodes) as engine:
+            return generate(engine, batches if greedy else batches[:1], hears)
 
     def _mine(self, requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
         """Those whose groups this rank's replica serves."""

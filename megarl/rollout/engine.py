@@ -26,11 +26,8 @@ NOT_COMMITTED = (
 )
 
 
-class RolloutEngine(Protocol):
-    """One replica's engine on one rank."""
-
-    weight_version: int
-    """Version of the weights in use; it rides on every rollout."""
+class TurnEngine(Protocol):
+    """What makes rollouts of requests."""
 
     def submit(
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
@@ -57,6 +54,21 @@ class RolloutEngine(Protocol):
         Servers drop finished ones that were not polled, too.
         """
         ...
+
+    def look(self) -> None:
+        """Take in what has come by itself, without waiting; only servers' does."""
+        ...
+
+    def wake(self) -> None:
+        """Have a step that waits return; called in any thread. Only servers' steps wait."""
+        ...
+
+
+class RolloutEngine(TurnEngine, Protocol):
+    """One replica's engine on one rank."""
+
+    weight_version: int
+    """Version of the weights in use; it rides on every rollout."""
 
     def sleep(self) -> None:
         """Give memory back until the next weight sync, where the engine can and was told to.
@@ -124,7 +136,7 @@ class ResidentEngine(RolloutEngine, Protocol):
 
 
 def generate(
-    engine: RolloutEngine,
+    engine: TurnEngine,
     batches: Sequence[tuple[Sequence[RolloutRequest], SamplingSpec]],
     on_finished: Callable[[Sequence[Rollout]], None] | None = None,
 ) -> list[Rollout]:

@@ -132,6 +132,14 @@ class LocalEngine(ABC):
         self._writing = self._dirty = False
         self.weight_version = version
 
+    def look(self) -> None:
+        """See RolloutEngine."""
+        return
+
+    def wake(self) -> None:
+        """See RolloutEngine."""
+        return
+
     def take_metrics(self) -> dict[str, float]:
         """See RolloutEngine."""
         return {}

@@ -204,6 +204,12 @@ class VllmEngine:
             dist.broadcast_object_list(box, src=last, group=pipeline.cpu_group)
         return box
 
+    def look(self) -> None:
+        """See RolloutEngine."""
+
+    def wake(self) -> None:
+        """See RolloutEngine."""
+
     def take_metrics(self) -> dict[str, float]:
         """See RolloutEngine."""
         return {}

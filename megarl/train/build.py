@@ -92,16 +92,17 @@ class Builder:
     def scorer(self, control: Control, tokenizer: Any) -> Scorer:
         """The reward, with its model where there is one."""
         config, role, model = self.config.reward, self.plan.reward, None
+        episodes = self.config.environment.function is not None
         if role is not None:
             model = self.role("reward", RewardModel, role, config.model, None, 1)
         return Scorer(
             self.universe,
             control,
-            configured_rewards(config, self.config.data.label_column),
+            configured_rewards(config, self.config.data.label_column, episodes=episodes),
             model,
             config.model_coef,
             config.missing_eos_penalty,
-            judges=judge_name(config) is not None,
+            judges=judge_name(config, episodes=episodes) is not None,
             overlap=config.overlap,
             decode=decoder(tokenizer),
         )

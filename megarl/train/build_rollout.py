@@ -8,6 +8,8 @@ from typing import Any
 
 from megarl.config.schema import Config
 from megarl.data.order import PromptOrder
+from megarl.environments.episodes import EpisodeSettings
+from megarl.environments.load import load_environment
 from megarl.layout import ReplicaLayout
 from megarl.mesh.control import Control
 from megarl.mesh.run_plan import RunPlan
@@ -45,17 +47,38 @@ def make_rollout(
     Servers that the run starts itself answer when this returns; one rank asks them.
     """
     settings = vllm_settings(config, plan, universe, model_path)
+    episodes = _episodes(config, tokenizer)
     if not plan.rollout_ranks:
         engine = None
         if universe.rank == CLIENT:
             engine = _server_engine(config, settings, universe, decoder(tokenizer))
-        return RolloutRole(universe, Pool("client", (CLIENT,)), ReplicaLayout(), engine)
+        return RolloutRole(universe, Pool("client", (CLIENT,)), ReplicaLayout(), engine, episodes)
     pool = universe.pool_of(plan.rollout_ranks)
     if universe.pool != pool:
         return RolloutRole(universe, pool, plan.replica, None)
     index, decode = pool.ranks.index(universe.rank), decoder(tokenizer)
     resident = build_engine(config.rollout.engine, settings, plan.actor.shape, index, decode)
-    return RolloutRole(universe, pool, plan.replica, resident)
+    return RolloutRole(universe, pool, plan.replica, resident, episodes)
+
+
+def _episodes(config: Config, tokenizer: Any) -> EpisodeSettings | None:
+    """Of several turns; None where nothing answers the model."""
+    settings = config.environment
+    make = load_environment(settings)
+    if make is None:
+        return None
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return EpisodeSettings(
+        make=make,
+        encode=encode,
+        name=str(settings.function),
+        max_turns=settings.max_turns,
+        turn_timeout_s=settings.turn_timeout_s,
+        workers=settings.workers,
+    )
 
 
 def vllm_settings(

@@ -16,7 +16,7 @@ from megarl.mesh.rows import RowMap, move_rows
 from megarl.mesh.universe import Universe
 from megarl.rewards.base import LARGEST, StepRewards, read_answers
 from megarl.rewards.judging import Judging, Said, WeightedReward
-from megarl.rewards.load import MODEL
+from megarl.rewards.load import ENVIRONMENT, MODEL
 from megarl.roles.reward_model import RewardModel
 from megarl.roles.step_rows import StepRows
 from megarl.types import Rollout
@@ -28,7 +28,7 @@ class Score(NamedTuple):
     reward: float
     """To training."""
     verdict: float | None
-    """The function's reward, which says right from wrong; None without a function."""
+    """The function's reward, or the environment's, which says right from wrong; None without."""
     parts: Mapping[str, float]
     """What each function and the model said, before their weights."""
     steps: Mapping[int, float]
@@ -85,6 +85,10 @@ class Scorer:
             verdict = score if self.judges and not parts else verdict
             parts[each.name] = score
             reward += each.coef * score
+        if rollout.reward is not None:
+            parts[ENVIRONMENT] = rollout.reward
+            verdict = rollout.reward if verdict is None else verdict
+            reward += rollout.reward
         if self.model is not None:
             parts[MODEL] = _finite(by_model[rollout.request.row], rollout)
             reward += self.model_coef * parts[MODEL]

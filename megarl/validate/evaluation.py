@@ -9,7 +9,7 @@ from megarl.algorithms.evaluation import pass_at_ks
 from megarl.config.schema import Config
 from megarl.data.blend import wants_evaluation
 from megarl.errors import ConfigError
-from megarl.rewards.load import judge_name
+from megarl.rewards.load import is_judged
 from megarl.types import Prompt
 from megarl.validate.contradictions import check_top_k
 
@@ -28,7 +28,7 @@ def check_evaluation(config: Config) -> None:
             f"{settings.n_samples}: each k is at least 1 and at most n_samples; sample more, or "
             "leave pass_at empty for the usual ones"
         )
-    if settings.n_samples and judge_name(config.reward) is None:
+    if settings.n_samples and not is_judged(config):
         raise ConfigError(
             f"evaluation.n_samples is {settings.n_samples}, and a reward model alone decides: "
             "nothing says which samples are right, so that there is no pass@k; set it to 0, or "
@@ -41,7 +41,7 @@ def check_best_metric(config: Config, purpose: str) -> None:
     name, data, interval = config.checkpoint.best_metric, config.data, config.run.eval_interval
     if name is None:
         return
-    known, judged = _known(config, purpose, judged=True), judge_name(config.reward) is not None
+    known, judged = _known(config, purpose, judged=True), is_judged(config)
     metric = _over_all(name, known) if purpose == "train" else name
     if metric not in known:
         more = purpose == "train" and not config.evaluation.n_samples

@@ -12,6 +12,7 @@ from megarl.data.examples import configured_examples
 from megarl.data.preferences import configured_pairs
 from megarl.data.prompts import configured_prompts
 from megarl.data.stop_tokens import stop_tokens
+from megarl.environments.load import load_environment
 from megarl.errors import ConfigError, DataError
 from megarl.layout.rules import ModelShape, hf_tensors
 from megarl.mesh.run_plan import RolePlan, RunPlan
@@ -67,7 +68,8 @@ def check_data(config: Config, plan: RunPlan, purpose: str) -> None:
         stop_tokens(plan.actor.path, tokenizer)
     except DataError as error:
         raise DataError(f"actor.model.path: {error}") from None
-    rewards = configured_rewards(config.reward, config.data.label_column)
+    episodes = load_environment(config.environment) is not None
+    rewards = configured_rewards(config.reward, config.data.label_column, episodes=episodes)
     if purpose == "eval":
         _check_prompts(config, tokenizer, "eval_path", rewards)
         return

@@ -10,7 +10,7 @@ from megarl.algorithms.options import correction_options
 from megarl.algorithms.shaping import cosine_length_reward
 from megarl.config.schema import Config
 from megarl.errors import ConfigError
-from megarl.rewards.load import MODEL, judge_name
+from megarl.rewards.load import MODEL, is_judged, judge_name
 
 
 def check_rewards(config: Config) -> None:
@@ -52,7 +52,7 @@ def check_sample_choice(config: Config) -> None:
             f"algorithm.filter_groups.enable is true and data.n_samples_per_prompt is {samples}: "
             "one sample never differs from others; sample 2 or more, or set it to false"
         )
-    if filters.metric == "accuracy" and judge_name(config.reward) is None:
+    if filters.metric == "accuracy" and not is_judged(config):
         raise ConfigError(
             "algorithm.filter_groups.metric is accuracy, and a reward model alone decides: "
             "nothing says which answers are right; set it to reward, or give a reward.function"
@@ -77,7 +77,7 @@ def _check_length_penalty(config: Config) -> None:
         raise ConfigError(
             f"reward.length_penalty_kwargs.{unknown[0]} is unknown: one of {', '.join(known)}"
         )
-    if kind is not None and judge_name(reward) is None:
+    if kind is not None and not is_judged(config):
         raise ConfigError(
             f"reward.length_penalty is {kind}, and a reward model alone decides: nothing says "
             "which answers are right; give a reward.function (function_coef 0: it only judges), "

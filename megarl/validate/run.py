@@ -16,6 +16,7 @@ from megarl.validate.contradictions import (
     check_schedule,
 )
 from megarl.validate.engines import check_engine, check_machine, check_script
+from megarl.validate.environments import check_environment
 from megarl.validate.evaluation import check_best_metric, check_evaluation
 from megarl.validate.files import check_data, check_folders, check_run_folder
 from megarl.validate.indexed import check_sample_length
@@ -82,6 +83,7 @@ def validate(
     if purpose not in SUPERVISED:
         check_engine(config)
         check_servers(config)
+        check_environment(config, plan)
     if machine:
         check_machine(config, plan, purpose)
     if files:

@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "megarl.rewards",
         "megarl.checkpoint",
     ),
-    ("megarl.transfer",),
+    ("megarl.transfer", "megarl.environments"),
     ("megarl.roles",),
     ("megarl.validate",),
     ("megarl.train",),

@@ -25,7 +25,7 @@ class Desk:
 
     def __init__(self, thread: ClientThread, decode: Decode) -> None:
         self.thread, self.decode = thread, decode
-        self.lanes: dict[str, queue.SimpleQueue[tuple[Name, Result]]] = {}
+        self.lanes: dict[str, queue.SimpleQueue[tuple[Name, Result] | None]] = {}
         self.versions: Mapping[str, int] = {}
         """The servers' name of weights -> their version; empty before the first sync."""
 
@@ -73,15 +73,19 @@ class Lane:
         """See RolloutEngine; waits until a sample is finished, where one is on its way."""
         if not self._requests:
             return False
-        self._take(*self._results.get())
+        self._take(self._results.get())
         self.look()
         return True
+
+    def wake(self) -> None:
+        """Have a step that waits return; called in any thread."""
+        self._results.put(None)
 
     def look(self) -> None:
         """Take in what has come, without waiting."""
         while True:
             try:
-                self._take(*self._results.get_nowait())
+                self._take(self._results.get_nowait())
             except queue.Empty:
                 return
 
@@ -98,7 +102,10 @@ class Lane:
         names = [self._requests.pop(row)[0] for row in dropped if row in self._requests]
         self._desk.thread.call(lambda client: client.abort(names))
 
-    def _take(self, name: Name, answer: Result) -> None:
+    def _take(self, result: tuple[Name, Result] | None) -> None:
+        if result is None:
+            return
+        name, answer = result
         row = name[-1]
         known, request = self._requests.get(row, (None, None))
         if known != name or request is None:  # aborted while its answer came

@@ -1,0 +1,1 @@
+"""Episodes of several turns: what a model says is answered by an environment, and learned whole."""
