@@ -25,6 +25,7 @@ def reward(text: str) -> float:
 def run(model: str, server: str | None, epochs: int = EPOCHS) -> list[float]:
     """The mean reward of each epoch."""
     means = []
+    print("starting" if server is None else "asking the server")
     with ExitStack() as stack:
         started = None if server else stack.enter_context(RolloutServer(model, max_model_len=64))
         address = started.address if started else str(server)

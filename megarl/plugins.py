@@ -24,6 +24,8 @@ def load(spec: str, *, what: str, group: str, known: Iterable[str] = ()) -> Any:
     """
     if ":" in spec:
         return _from_file(spec, what)
+    if spec.endswith(".py"):
+        raise ConfigError(f"{what} {spec}: say which function of it, as {spec}:function")
     points = {p.name: p for p in importlib.metadata.entry_points(group=group)}
     if spec not in points:
         names = sorted({*known, *points})

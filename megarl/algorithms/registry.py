@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -31,8 +32,15 @@ class Registry(Generic[E]):
     class, called with a name and a function that comes without a record.
     """
 
-    def __init__(self, key: str, group: str, kind: Callable[[str, Callable[..., Any]], E]) -> None:
-        self._key, self._group, self._kind = key, group, kind
+    def __init__(
+        self,
+        key: str,
+        group: str,
+        kind: Callable[[str, Callable[..., Any]], E],
+        takes: tuple[str, ...],
+    ) -> None:
+        """takes: what the function is called with, for messages."""
+        self._key, self._group, self._kind, self._takes = key, group, kind, takes
         self._entries: dict[str, E] = {}
         self._loaded: dict[str, E] = {}
 
@@ -74,6 +82,12 @@ class Registry(Generic[E]):
             raise ConfigError(
                 f"{self._key} {spec}: a {type(target).__name__} is no function that can be called"
             )
+        try:
+            inspect.signature(target).bind(*self._takes)
+        except TypeError as error:
+            raise ConfigError(
+                f"{self._key} {spec}: it is called with ({', '.join(self._takes)}): {error}"
+            ) from None
         return self._kind(spec, target)
 
 

@@ -55,6 +55,8 @@ class _Episode:
     texts: list[str] = field(default_factory=list)
     reward: float = 0.0
     turns: int = 0
+    is_cut_off: bool = False
+    """Whether the last turn did not end by itself."""
     begun_at: float = 0.0
     """When its environment was called; 0 where it is the model's turn."""
 
@@ -195,7 +197,9 @@ class EpisodeEngine:
             reply = Reply(reply)
         episode.reward += float(reply.reward)
         observed = self._settings.encode(reply.observation) if reply.observation else []
-        if reply.done:
+        if episode.is_cut_off:  # it is judged like any other, and nothing comes after it
+            self._finish(episode, "length")
+        elif reply.done:
             self._finish(episode, "stop")
         elif episode.turns >= self._settings.max_turns or len(observed) >= episode.room:
             self._finish(episode, "length")
@@ -222,9 +226,7 @@ class EpisodeEngine:
                 continue
             self._thinking.discard(row)
             episode.say(turn)
-            if episode.room < 1 and turn.finish_reason != "stop":
-                self._finish(episode, "length")
-                continue
+            episode.is_cut_off = turn.finish_reason != "stop"
             self._call(episode, episode.environment.step, turn.text)
 
     def _end_overdue(self) -> None:

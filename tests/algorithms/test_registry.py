@@ -10,8 +10,13 @@ from ragged import ragged
 from test_advantages import inputs_of
 
 from megarl.algorithms import advantages, policy
-from megarl.algorithms.advantages import compute_advantages, estimator
-from megarl.algorithms.policy import policy_loss
+from megarl.algorithms.advantages import AdvantageInputs, compute_advantages, estimator
+from megarl.algorithms.policy import (
+    PolicyLossInputs,
+    PolicyLossOptions,
+    compute_policy_loss,
+    policy_loss,
+)
 from megarl.algorithms.registry import Registry
 from megarl.errors import ConfigError
 
@@ -134,12 +139,15 @@ def test_what_a_file_does_not_offer_is_named(own, spec, message):
 
 def test_entry_points(monkeypatch):
     def points(group):
-        target = "megarl.algorithms.advantages.critic:_gae"
+        target = {
+            "megarl.adv_estimators": "megarl.algorithms.advantages.critic:_gae",
+            "megarl.policy_losses": "megarl.algorithms.policy.base:policy_stats",
+        }[group]
         return [importlib.metadata.EntryPoint(f"of {group}", target, group)]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", points)
     assert estimator("of megarl.adv_estimators") is estimator("gae")
-    assert policy_loss("of megarl.policy_losses").compute is estimator("gae").compute
+    assert policy_loss("of megarl.policy_losses").compute is policy.policy_stats
     with pytest.raises(ConfigError, match="'of megarl.policy_losses' is unknown"):
         estimator("of megarl.policy_losses")
 
@@ -154,6 +162,55 @@ def test_what_an_estimator_lacks_is_said():
 
 
 def test_a_registry_takes_any_record():
-    registry = Registry("some.key", "some.group", advantages.Estimator)
+    registry = Registry("some.key", "some.group", advantages.Estimator, ("inputs",))
     registry.add(advantages.Estimator("one", print))
     assert registry.names() == ("one",) and registry.get("one").compute is print
+
+
+WRONG = '''
+import torch
+
+def no_arguments():
+    return None
+
+def three(inputs, options, mask):
+    return None
+
+def one_tensor(inputs):
+    return torch.zeros(2, 3)
+
+def by_row(inputs):
+    return torch.zeros(2), torch.zeros(2)
+
+def only_loss(inputs, options):
+    return torch.zeros(())
+
+def no_scalar(inputs, options):
+    from megarl.algorithms.policy import policy_stats
+    return inputs.logprobs, policy_stats(inputs, inputs.log_ratio())
+'''
+
+
+def test_what_own_functions_take_and_return_is_checked(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(WRONG)
+    for name in ("no_arguments", "three"):
+        with pytest.raises(ConfigError, match=rf"adv_estimator .*{name}: it is called with \(inp"):
+            estimator(f"{path}:{name}")
+    with pytest.raises(ConfigError, match=r"three: it is called with \(inputs, options\)"):
+        policy_loss(f"{path}:three")
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    inputs = AdvantageInputs(
+        mask=mask, rewards=torch.zeros(2, 3), scores=torch.zeros(2), group=torch.zeros(2).long()
+    )
+    for name, what in (("one_tensor", "a Tensor"), ("by_row", r"tensors \[\(2,\), \(2,\)\]")):
+        text = rf"{name} must return \(advantages, returns\).* \(2, 3\): it returned {what}"
+        with pytest.raises(ConfigError, match=text):
+            compute_advantages(f"{path}:{name}", inputs)
+    zeros = torch.zeros(2, 3)
+    policy = PolicyLossInputs(
+        logprobs=zeros, old_logprobs=zeros, advantages=zeros, mask=mask, weights=zeros
+    )
+    for name, what in (("only_loss", "a Tensor"), ("no_scalar", r"the shape \(2, 3\)")):
+        with pytest.raises(ConfigError, match=rf"{name} must return .*{what}"):
+            compute_policy_loss(f"{path}:{name}", policy, PolicyLossOptions())

@@ -24,7 +24,7 @@ KEYS = (
 
 
 def test_the_python_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -165,7 +165,7 @@ def test_budgets() -> None:
     found = play(FakeEngine(lambda r: [9, 9, 9, 1]), settings(lambda: Echo(turns=99)), 3, short)
     assert all(len(one.response_ids) == 4 and one.finish_reason == "length" for one in found)
     found = play(FakeEngine(lambda r: [9] * 99), settings(lambda: Echo(turns=99)), 3, short)
-    assert all(len(one.response_ids) == 11 and one.reward == 0.0 for one in found)
+    assert all(len(one.response_ids) == 11 and one.reward == 1.0 for one in found)
 
 
 def test_slow_ones_beside_fast_ones() -> None:

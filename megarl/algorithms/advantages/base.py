@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Estimator:
 
 
 _ESTIMATORS: Registry[Estimator] = Registry(
-    "algorithm.adv_estimator", "megarl.adv_estimators", Estimator
+    "algorithm.adv_estimator", "megarl.adv_estimators", Estimator, ("inputs",)
 )
 
 
@@ -125,7 +126,23 @@ def compute_advantages(name: str, inputs: AdvantageInputs) -> Advantages:
             f"algorithm.adv_estimator {name!r} compares with the score of a greedy answer, and "
             "none was given: sample one per prompt, or take another estimator (rloo, grpo)"
         )
-    return chosen.compute(inputs)
+    return _checked(name, chosen.compute(inputs), inputs.mask)
+
+
+def _checked(name: str, found: Any, mask: Tensor) -> Advantages:
+    """What an estimator returned; ConfigError for what is not advantages and returns."""
+    shapes = [tuple(getattr(one, "shape", ())) for one in found] if _is_pair(found) else []
+    if shapes != [tuple(mask.shape)] * 2:
+        what = f"tensors {shapes}" if shapes else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"algorithm.adv_estimator {name} must return (advantages, returns), two float tensors "
+            f"of the mask's shape {tuple(mask.shape)}: it returned {what}"
+        )
+    return cast(Advantages, tuple(found))
+
+
+def _is_pair(found: Any) -> bool:
+    return isinstance(found, (tuple, list)) and len(found) == 2
 
 
 def step_advantages(name: str, inputs: AdvantageInputs) -> Advantages:

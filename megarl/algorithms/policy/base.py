@@ -47,7 +47,7 @@ class PolicyLoss:
 
 
 _LOSSES: Registry[PolicyLoss] = Registry(
-    "algorithm.policy_loss", "megarl.policy_losses", PolicyLoss
+    "algorithm.policy_loss", "megarl.policy_losses", PolicyLoss, ("inputs", "options")
 )
 
 
@@ -86,7 +86,18 @@ def compute_policy_loss(
             f"algorithm.policy_loss {name!r} treats tokens apart that covariance.select picks from "
             "the whole mini-batch, and none were given"
         )
-    return chosen.compute(inputs, options)
+    found = chosen.compute(inputs, options)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], PolicyStats)):
+        raise ConfigError(
+            f"algorithm.policy_loss {name} must return (loss, stats), a scalar tensor and what "
+            f"policy_stats gives: it returned a {type(found).__name__}"
+        )
+    if found[0].dim():
+        raise ConfigError(
+            f"algorithm.policy_loss {name} must return a scalar loss, of weighted_sum: its loss "
+            f"has the shape {tuple(found[0].shape)}"
+        )
+    return found
 
 
 def sequence_sums(loss: PolicyLoss, inputs: PolicyLossInputs, options: PolicyLossOptions) -> Tensor:

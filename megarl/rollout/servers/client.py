@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import statistics
 import time
@@ -37,6 +38,7 @@ from megarl.rollout.servers.messages import (
 )
 from megarl.rollout.servers.routing import Router
 
+_LOG = logging.getLogger("megarl.rollout")
 WATCH_S = 0.25
 """Seconds between two looks for stragglers, and for servers that all are silent."""
 ENOUGH = 32
@@ -317,7 +319,8 @@ class RolloutClient:
         raise Refused(f"status {response.status}{hint}: {said}")
 
     def _failed(self, job: Job, server: str, cause: str, *, counts: bool) -> None:
-        self._router.failed(server, time.monotonic())
+        if self._router.failed(server, time.monotonic()):
+            _LOG.warning("rollout: %s: %s; its samples go to others", server, cause)
         self.stats.failures[server] += 1
         job.causes.append(f"{server}: {cause}")
         job.tried.add(server)
@@ -368,7 +371,7 @@ class RolloutClient:
                 self._heard = now
             running = any(job.running for job in self._jobs.values())
             if not running and now - self._heard > self._options.patience_s:
-                silent = f"no server has answered for {now - self._heard:.0f} s"
+                silent = f"no server has answered for {now - self._heard:.0f} s (patience_s)"
                 for job in list(self._jobs.values()):
                     self._finish(job, self._given_up(job, silent))
                 self._pending.clear()

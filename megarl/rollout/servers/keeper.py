@@ -61,7 +61,8 @@ def _keep(server: subprocess.Popen[bytes]) -> int:
     signal.signal(signal.SIGINT, lambda *_: ends.set())
 
     def read() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):
+            pass
         ends.set()
 
     threading.Thread(target=read, daemon=True).start()

@@ -85,13 +85,17 @@ class Router:
         """It lives."""
         self._states[name].failures, self._states[name].rests_until = 0, 0.0
 
-    def failed(self, name: str, now: float) -> None:
-        """It did not answer as it should: it rests for a while, twice as long each time."""
+    def failed(self, name: str, now: float) -> bool:
+        """It did not answer as it should: it rests for a while, twice as long each time.
+
+        Returns whether that is news: it had answered before.
+        """
         state = self._states[name]
         if state.rests_until > now:  # what was there when it broke breaks with it, and counts once
-            return
+            return False
         state.failures += 1
         state.rests_until = now + min(REST_S * 2 ** (state.failures - 1), LONGEST_REST_S)
+        return state.failures == 1
 
     def wakes_at(self) -> float | None:
         """When the first resting server may be asked again; None where none rests."""
