@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -36,6 +37,7 @@ Order = Literal["age", "priority", "uniform"]
 WhenFull = Literal["block", "drop_oldest", "drop_lowest", "drop_new"]
 SHARED = Path("/dev/shm")
 SETTINGS = "settings.json"
+PREFIX = "megarl-buffer-"
 WAIT_S = 0.01
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -89,7 +91,8 @@ class ExperienceBuffer:
             if given not in known:
                 raise ConfigError(f"ExperienceBuffer: {given!r} is none of {', '.join(known)}")
         base = SHARED if SHARED.is_dir() else Path(tempfile.gettempdir())
-        folder = Path(tempfile.mkdtemp(prefix="megarl-buffer-", dir=base))
+        _remove_orphans(base)
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
         disk = None if spill is None else Path(spill).absolute() / folder.name
         if disk is not None:
             disk.mkdir(parents=True)
@@ -376,6 +379,14 @@ class ExperienceBuffer:
 
 _KEPT = ("serial", "group", "priority", "version", "epoch", "uses")
 _COUNTS = ("serial", "epoch", "draws", "pushed", "dropped_full", "dropped_stale")
+
+
+def _remove_orphans(base: Path) -> None:
+    """What makers left that were killed; pids are those of this machine's processes."""
+    for folder in base.glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(folders: Sequence[Path]) -> None:

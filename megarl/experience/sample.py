@@ -66,7 +66,7 @@ def to_bytes(sample: Sample) -> bytes:
     return b"".join(parts)
 
 
-def from_buffer(data: bytes | bytearray | mmap.mmap, where: object = "") -> Sample:
+def from_buffer(data: bytearray | mmap.mmap, where: object = "") -> Sample:
     """A sample whose tensors are views of `data`; DataError for what is none."""
     try:
         end = data.find(b"\n")

@@ -167,7 +167,7 @@ def test_a_registry_takes_any_record():
     assert registry.names() == ("one",) and registry.get("one").compute is print
 
 
-WRONG = '''
+WRONG = """
 import torch
 
 def no_arguments():
@@ -188,7 +188,7 @@ def only_loss(inputs, options):
 def no_scalar(inputs, options):
     from megarl.algorithms.policy import policy_stats
     return inputs.logprobs, policy_stats(inputs, inputs.log_ratio())
-'''
+"""
 
 
 def test_what_own_functions_take_and_return_is_checked(tmp_path):

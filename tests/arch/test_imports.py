@@ -49,7 +49,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("megarl.convert",),
     ("megarl.pipeline",),
     ("megarl.slurm",),
-    ("megarl.trainer", "megarl.bench", "megarl.cli", "megarl"),
+    ("megarl.trainer",),
+    ("megarl.bench", "megarl.cli", "megarl"),
 )
 MEET = (0, 1, 2)
 """Layers whose parts may import each other, as long as there is no cycle."""

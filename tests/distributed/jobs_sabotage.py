@@ -34,7 +34,7 @@ def sabotaged_sync(rank: Rank, name: str) -> str:
 @contextmanager
 def _skip_movement(rank: Rank, stage: Stage) -> Iterator[None]:
     def copy_nothing(
-        source: RegionSet, target: Any, wire: torch.dtype, digests: Tensor | None
+        source: RegionSet, target: Any, wire: torch.dtype, digests: Tensor | None, scratch: Tensor
     ) -> None:
         assert digests is not None
         source.digest(wire, digests)

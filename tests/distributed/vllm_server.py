@@ -16,6 +16,7 @@ from typing import Any
 from cluster import Cluster, free_port
 
 from megarl.layout import ReplicaLayout
+from megarl.rollout.servers.keeper import descendants, shared_memory_of
 
 HERE = Path(__file__).parent
 ONE = ReplicaLayout()
@@ -215,22 +216,10 @@ def signal_process(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes below one, parents first."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def shared_memory_of(pid: int) -> set[Path]:
-    """The files in shared memory that a process has mapped."""
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return {Path(line.split()[5]) for line in lines if " /dev/shm/" in line}
-
-
 def is_alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"

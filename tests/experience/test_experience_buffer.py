@@ -78,9 +78,9 @@ def test_a_sample_comes_back_as_it_was(made: Any) -> None:
 @pytest.mark.parametrize("data", [b"", b"{}\n", b'{"arrays": {"prompt_ids": ["int32", 9]}}\n'])
 def test_what_is_no_sample_is_refused(data: bytes) -> None:
     with pytest.raises(DataError, match="holds no sample"):
-        from_buffer(data, "it")
+        from_buffer(bytearray(data), "it")
     with pytest.raises(DataError):
-        from_buffer(to_bytes(make(3))[:-70], "it")
+        from_buffer(bytearray(to_bytes(make(3))[:-70]), "it")
 
 
 def test_age(made: Any) -> None:
@@ -302,3 +302,20 @@ def test_a_buffer_that_nobody_closed_is_taken_away() -> None:
     assert folder.exists()
     del buffer
     assert not folder.exists()
+
+
+def make_and_die(connection: Any) -> None:
+    """A buffer that nobody can close."""
+    connection.send(str(ExperienceBuffer(4).folder))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_maker_left_goes_with_the_next_buffer(made: Any) -> None:
+    mine, theirs = multiprocessing.Pipe()
+    process = SPAWN.Process(target=make_and_die, args=(theirs,))
+    process.start()
+    folder = Path(mine.recv())
+    process.join()
+    assert folder.exists()
+    kept = made(4)
+    assert made(4).folder.exists() and kept.folder.exists() and not folder.exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_server import is_alive
 
 from megarl.errors import ConfigError, RunError
 from megarl.layout import ReplicaLayout
@@ -24,6 +25,7 @@ from megarl.rollout.servers.pool import ListedServers, NamedServers
 from megarl.rollout.vllm_engine import VllmSettings
 from megarl.transfer.guard import WeightRoutesGuard
 
+HERE = Path(__file__).parent
 SETTINGS = VllmSettings("model", "run", ReplicaLayout(2), "bfloat16", 96, 1 << 20)
 STAND_IN = """
 import http.server, os, subprocess, sys, time
@@ -106,11 +108,6 @@ def children(folder: Path) -> list[int]:
     return [int(log.read_text().split()[1]) for log in logs]
 
 
-def is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
 def wait_until(done: Any, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -145,12 +142,12 @@ def test_one_that_died_is_started_again(stand_in: Path) -> None:
 
 def test_they_end_when_the_run_is_killed(stand_in: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+        "import sys, time; from pathlib import Path; sys.path[:0] = sys.argv[1].split(':');"
         "import test_servers_of_a_run as t;"
         "s = t.LaunchedServers(t.SETTINGS, t.options(Path(sys.argv[2]))); s.wait();"
         "print('ready', flush=True); time.sleep(600)"
     )
-    words = [sys.executable, "-c", program, str(Path(__file__).parent), str(stand_in)]
+    words = [sys.executable, "-c", program, f"{HERE}:{HERE.parent / 'distributed'}", str(stand_in)]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None and run.stdout.readline() == "ready\n"
     below = children(stand_in)

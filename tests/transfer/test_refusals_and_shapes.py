@@ -44,9 +44,12 @@ def test_refusals(cluster: Cluster, tiny: TinyModels, servers: Servers) -> None:
             for part in (*parts, "server 0", "version is still 0"):
                 assert part in errors[0][0], errors[0][0]
             assert place.url not in errors[0][0]
-        for servers_named in ([], [Place(nobody), Place(nobody)]):
+        for servers_named, text in (
+            ([], "names of their own are needed"),
+            ([Place(nobody), Place(nobody)], "is the same server as another"),
+        ):
             errors = world.run(jobs.refused_transfer, servers_named)
-            assert errors[0] == errors[1] and "names of their own are needed" in errors[0]
+            assert errors[0] == errors[1] and text in errors[0]
         assert not without.is_paused and other.is_paused
 
 
