@@ -306,7 +306,8 @@ def test_a_buffer_that_nobody_closed_is_taken_away() -> None:
 
 def make_and_die(connection: Any) -> None:
     """A buffer that nobody can close."""
-    connection.send(str(ExperienceBuffer(4).folder))
+    buffer = ExperienceBuffer(4)
+    connection.send(str(buffer.folder))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
