@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _server_engine(
     from megarl.rollout.servers.launch import LaunchedServers, LaunchOptions
     from megarl.rollout.servers.pool import ListedServers, NamedServers, ServerSource
 
-    rollout, client = config.rollout, config.rollout.client
+    rollout = config.rollout
     source: ServerSource
     if rollout.launch.replicas:
         options = LaunchOptions(
@@ -128,18 +129,7 @@ def _server_engine(
     else:
         source = NamedServers(rollout.servers)
     source.wait()
-    return ServerEngine(
-        source,
-        ClientOptions(
-            max_in_flight=client.max_in_flight,
-            timeout_s=client.timeout_s,
-            connect_timeout_s=client.connect_timeout_s,
-            patience_s=client.patience_s,
-            max_attempts=client.max_attempts,
-            hedge_factor=client.hedge_factor,
-        ),
-        decode,
-    )
+    return ServerEngine(source, ClientOptions(**asdict(rollout.client)), decode)
 
 
 def make_ahead(

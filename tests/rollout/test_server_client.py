@@ -61,7 +61,6 @@ async def finish(
         client.submit(given)
         await asyncio.wait_for(ledger.all.wait(), limit_s)
         await asyncio.sleep(0.05)
-        assert client.unfinished == 0
     assert set(ledger.results) == set(bodies) and set(ledger.times.values()) <= {1}
     for name, result in ledger.results.items():
         if isinstance(result, ServerAnswer):

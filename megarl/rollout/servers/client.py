@@ -164,15 +164,6 @@ class RolloutClient:
         await asyncio.gather(self._watcher, *self._tasks, return_exceptions=True)
         await self._session.close()
 
-    @property
-    def unfinished(self) -> int:
-        """Samples without an answer."""
-        return len(self._jobs)
-
-    def names(self) -> list[Hashable]:
-        """Of the samples without an answer."""
-        return list(self._jobs)
-
     def note_idle(self) -> ClientStats:
         """The counts, up to now."""
         now = time.monotonic()

@@ -46,11 +46,6 @@ class Lane:
         self._requests: dict[int, tuple[Name, RolloutRequest]] = {}
         self._finished: list[Rollout] = []
 
-    @property
-    def unfinished(self) -> int:
-        """Requests on their way."""
-        return len(self._requests)
-
     def submit(
         self, requests: Sequence[RolloutRequest], sampling: SamplingSpec, *, more: bool = False
     ) -> None:
