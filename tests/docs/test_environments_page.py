@@ -55,7 +55,7 @@ def test_the_settings_are_accepted(
     refused(words, made, *given, *ahead, "algorithm.rollout_is=token")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.vllm
 def test_the_example_learns(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.guessing_game", "--dir", str(tmp_path)]

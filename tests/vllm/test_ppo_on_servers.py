@@ -109,7 +109,9 @@ def test_a_server_that_is_killed_costs_nothing(
     assert [server.version.partition(".")[2] for server in running] == ["5", "5"]
 
 
-@pytest.mark.parametrize("partial", [False, True], ids=["whole", "partial"])
+@pytest.mark.parametrize(
+    "partial", [pytest.param(False, marks=pytest.mark.slow), True], ids=["whole", "partial"]
+)
 def test_generation_goes_on_while_the_trainer_learns(
     partial: bool, cluster: Cluster, tiny: TinyModels, running: list[VllmServer], tmp_path: Path
 ) -> None:
