@@ -41,7 +41,6 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_commands_print_what_the_page_says(folder: Path) -> None:
     """Line by line; "..." stands for more lines."""
     count = 0
