@@ -89,6 +89,8 @@ class ServerSync:
         """
         version = self._actor.weight_version
         name = f"{self._label}.{version}"
+        if self._rollout.here and self._settings.max_staleness:
+            self._rollout.servers.weights_come(version, name)
         report = self._sync(version, name)
         # With partial rollouts a sample may be older than its trainer wants it: that is counted.
         older = self._names if self._settings.max_staleness else {}
@@ -156,10 +158,8 @@ class ServerSync:
 
     def _well(self) -> tuple[ServerAddress, ...]:
         """The servers that answer; waits for one, where there is none."""
-        source, deadline = (
-            self._rollout.servers.source,
-            time.monotonic() + self._settings.patience_s,
-        )
+        source = self._rollout.servers.source
+        deadline = time.monotonic() + self._settings.patience_s
         while not (found := tuple(those_that_answer(known := source.known()))):
             if time.monotonic() > deadline:
                 raise RunError(

@@ -133,3 +133,27 @@ def test_nobody_has_the_weights() -> None:
             generate(engine, [(requests(1), SAMPLING)])
         assert servers[0].url not in str(caught.value)
         engine.close()
+
+
+def test_weights_that_come_while_samples_are_under_way() -> None:
+    """They were announced: what goes on with them is believed before the sync has ended."""
+
+    async def slow(stub: Stub, body: dict[str, Any]) -> None:
+        await asyncio.sleep(0.2)
+
+    with stubs_beside(slow) as servers:
+        engine, addresses = make_engine(servers)
+        engine.weights_come(1, "ours.1")
+        with pytest.raises(RunError, match="before the weight sync committed"):
+            engine.submit(requests(1), SAMPLING)
+        sync(engine, servers, addresses, 1)
+        engine.submit(requests(1), SAMPLING)
+        engine.weights_come(2, "ours.2")
+        servers[0].version = "ours.2"
+        done = []
+        while engine.step():
+            done += engine.poll()
+        done += engine.poll()
+        assert {r.weight_version for r in done} == {2} and len(done) == 24
+        assert engine.take_metrics()["rollout/retries"] == 0
+        engine.close()

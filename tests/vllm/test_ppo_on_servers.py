@@ -128,7 +128,7 @@ def test_generation_goes_on_while_the_trainer_learns(
         metrics = found.metrics[step]
         assert metrics["async/staleness_max"] <= 1 and metrics["async/groups_dropped"] == 0
         assert metrics["tokens/response"] > 0 and metrics["actor/grad_norm"] > 0
-        assert metrics["async/gain"] > 0
+        assert metrics["async/gain"] > 0 and metrics["rollout/retries"] == 0
         lags.append(metrics["async/staleness_mean"])
         diffs = metrics["train_rollout_logprob_abs_diff/max"]
         assert diffs < 1e-4 or metrics["async/staleness_max"] == 1

@@ -44,6 +44,17 @@ class ServerEngine(Lane):
         """See RolloutEngine: of every server."""
         return self._thread.begin(lambda client: client.prompt_logprobs(token_ids)).result()
 
+    def weights_come(self, version: int, name: str) -> None:
+        """These are about to: samples that are under way may go on with them at once."""
+        if self.weight_version < 0:  # nothing is under way
+            return
+        self._shared.versions = {**self._shared.versions, name: version}
+
+        def tell(client: RolloutClient) -> None:
+            client.versions = (client.versions or frozenset()) | {name}
+
+        self._thread.call(tell)
+
     def weights_are(
         self, version: int, servers: Sequence[ServerAddress], names: Mapping[str, int]
     ) -> None:
