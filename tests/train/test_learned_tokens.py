@@ -90,9 +90,9 @@ def reference(model: Path) -> tuple[list[list[float]], float]:
     ("estimator", "loss"),
     [
         ("rloo", "ppo"),
-        pytest.param("rloo", "gspo", marks=pytest.mark.slow),
+        pytest.param("rloo", "gspo", marks=pytest.mark.long),
         pytest.param("gae", "ppo", marks=pytest.mark.slow),
-        pytest.param("reinforce_plus_plus", "ppo", marks=pytest.mark.slow),
+        pytest.param("reinforce_plus_plus", "ppo", marks=pytest.mark.long),
     ],
 )
 def test_holes_are_not_learned(estimator: str, loss: str, tmp_path: Path) -> None:
